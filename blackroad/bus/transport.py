@@ -1,0 +1,570 @@
+"""Links to all peers over real sockets: one ROUTER to hear, one DEALER per peer to speak.
+
+Source  docs/protocol.md, "Opening a link", "Framing on the wire".  Edge.  This file moves
+messages; what they mean is the node's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from blackroad.bus import codec
+from blackroad.bus import messages as m
+from blackroad.bus.link import GREET_MS_MAX, REJECT_GAP_MS, Link, common_version
+from blackroad.bus.sockets import Bus, Socket, bind, connect, disconnect, drain, send
+from blackroad.errors import RemoteProtocolError
+from blackroad.limits import HINTS_MAX, PEERS_MAX, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
+
+FOREVER_MS = 2**62
+ROUTES_MAX = 4_096
+RETRY_MS = 20
+PEERS_TOLD_MAX = 64
+DIAL_MS = 1_000
+CLIENTS_MAX = 4_096
+REFUSALS_MAX = 64
+REFUSAL_MS = 2_000
+CLIENT_OUTBOX_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Identity(NamedTuple):
+    """Who this daemon is on the wire."""
+
+    node: bytes
+    inc: int
+    name: str
+    cluster: bytes
+
+
+def cluster_digest(name: str) -> bytes:
+    """What tells the daemons of one mesh from those of another on the same network."""
+    return hashlib.blake2b(name.encode(), digest_size=16, person=b"blackroad-mesh").digest()
+
+
+class _Dial:
+    """An address that somebody hinted at; who is there is not known yet."""
+
+    __slots__ = ("due_ms", "endpoint", "every_ms", "socket", "tries")
+
+    def __init__(self, endpoint: str, socket: Socket, now_ms: int) -> None:
+        self.endpoint = endpoint
+        self.socket = socket
+        self.due_ms = now_ms
+        self.every_ms = DIAL_MS
+        self.tries = 0
+
+
+class _Line:
+    """What waits for one client."""
+
+    __slots__ = ("bytes", "sequence", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.bytes = 0
+        self.sequence = 0
+
+
+class Transport:
+    """All links of one daemon, and the connections of its clients."""
+
+    def __init__(
+        self, bus: Bus, me: Identity, host: str, port: int, telemetry_port: int, bulk_port: int
+    ) -> None:
+        self.me = me
+        self.links: dict[bytes, Link] = {}
+        self.counters: dict[str, int] = {}
+        self.endpoints: tuple[str, ...] = ()
+        self._bus = bus
+        self._host = host
+        self.inbox = bus.inbox()
+        self.port = bind(self.inbox, host, port, "port")
+        self.publisher = bus.publisher()
+        self.telemetry_port = bind(self.publisher, host, telemetry_port, "telemetry_port")
+        self.bulk = bus.bulk_server()
+        self.bulk_port = bind(self.bulk, host, bulk_port, "bulk_port")
+        self.subscriber = bus.subscriber()
+        self._subscribed: dict[bytes, str] = {}
+        self._sockets: dict[bytes, Socket] = {}
+        self._connected: dict[bytes, str] = {}
+        self._dials: dict[str, _Dial] = {}
+        self._sessions: dict[int, Link] = {}
+        self._routes: dict[bytes, bytes] = {}
+        self._rejected_ms: dict[bytes, int] = {}
+        self._lines: dict[bytes, _Line] = {}
+        self._ready: dict[bytes, None] = {}
+        self._speaking: dict[bytes, None] = {}
+        self._owed: dict[bytes, m.Message] = {}
+        self._refusals: list[tuple[Socket, m.Reject, int]] = []
+        self._client_sockets: dict[bytes, Socket] = {b"t": self.inbox}
+        self._session_serial = 0
+        self._published = 0
+        self._retry_ms = FOREVER_MS
+        self.on_client_lost: Callable[[bytes], None] = lambda _client: None
+
+    def add_client_socket(self, prefix: bytes, socket: Socket) -> None:
+        """Serve clients on one more socket; `prefix` is one byte that marks their handles."""
+        self._client_sockets[prefix] = socket
+
+    # --- hints and dialling -----------------------------------------------------------------------
+
+    def hint(self, endpoint: str, now_ms: int) -> None:
+        """Somebody may be there; say Hello until somebody answers."""
+        if endpoint in self.endpoints or endpoint in self._dials:
+            return
+        if endpoint in self._connected.values() or len(self._dials) >= HINTS_MAX:
+            return
+        if any(endpoint in link.endpoints for link in self.links.values()):
+            return
+        socket = self._bus.peer()
+        if not connect(socket, endpoint):
+            self._bus.drop(socket)
+            self._count("hint.bad")
+            return
+        self._dials[endpoint] = _Dial(endpoint, socket, now_ms)
+
+    def _dial(self, dial: _Dial, now_ms: int) -> None:
+        if self._send_alone(dial.socket, self._hello(0, dial.endpoint)):
+            dial.tries += 1
+            if dial.tries > 3:
+                dial.every_ms = min(GREET_MS_MAX, 2 * dial.every_ms)
+            dial.due_ms = now_ms + dial.every_ms
+        else:
+            # Not connected yet: look again soon, without having said anything.
+            dial.due_ms = now_ms + RETRY_MS
+
+    def _hello(self, their_inc: int, dialled: str) -> m.Hello:
+        me = self.me
+        return m.Hello(
+            PROTOCOL_VERSION_MIN,
+            PROTOCOL_VERSION_MAX,
+            me.cluster,
+            me.node,
+            me.inc,
+            their_inc,
+            me.name,
+            self.endpoints,
+            self.telemetry_port,
+            self.bulk_port,
+            dialled,
+        )
+
+    # --- receiving --------------------------------------------------------------------------------
+
+    def receive(self, now_ms: int) -> Iterator[tuple[bytes, bytes, list[m.Message]]]:
+        """Read the inbox until it would block.
+
+        Yield (node, b"", messages) for a peer and (b"", client handle, messages) for a client.
+        """
+        for frames in drain(self.inbox):
+            if len(frames) < 2:
+                self._count("frames.short")
+                continue
+            route = frames[0]
+            try:
+                header = codec.decode_header(frames[1])
+                if header.session:
+                    yield from self._from_session(route, header, frames[2:], now_ms)
+                else:
+                    yield from self._from_stranger(route, frames[2:], now_ms)
+            except RemoteProtocolError:
+                self._breach(route)
+
+    def receive_client(
+        self, prefix: bytes, socket: Socket
+    ) -> Iterator[tuple[bytes, list[m.Message]]]:
+        """Read one client socket until it would block; yield (handle, messages)."""
+        for frames in drain(socket):
+            if len(frames) < 3:
+                self._count("frames.short")
+                continue
+            try:
+                codec.decode_header(frames[1])
+                for frame in frames[2:]:
+                    found, unknown = codec.CLIENT.decode(frame)
+                    if unknown:
+                        self._count("kinds.unknown", unknown)
+                    yield prefix + frames[0], found
+            except RemoteProtocolError as error:
+                self._count("breach.client")
+                self.tell(prefix + frames[0], m.Reject("protocol", error.message[:256]))
+
+    def _from_session(
+        self, route: bytes, header: codec.Header, frames: list[bytes], now_ms: int
+    ) -> Iterator[tuple[bytes, bytes, list[m.Message]]]:
+        link = self._sessions.get(header.session)
+        if link is None or link.in_session != header.session:
+            self._unknown_session(route, now_ms)
+            return
+        if not link.accepts(header):
+            self._count("sequence.old")
+            return
+        for frame in frames:
+            found, unknown = codec.PEER.decode(frame)
+            if unknown:
+                self._count("kinds.unknown", unknown)
+            yield link.node, b"", found
+
+    def _from_stranger(
+        self, route: bytes, frames: list[bytes], now_ms: int
+    ) -> Iterator[tuple[bytes, bytes, list[m.Message]]]:
+        """Session 0: a greeting between daemons, or a client over TCP."""
+        for frame in frames:
+            found, unknown = codec.INBOX.decode(frame)
+            if unknown:
+                self._count("kinds.unknown", unknown)
+            said: list[m.Message] = []
+            for message in found:
+                match message:
+                    case m.Hello():
+                        self._on_hello(route, message, now_ms)
+                    case m.Welcome():
+                        self._on_welcome(message, now_ms)
+                    case m.Reject():
+                        self._on_reject(route, message, now_ms)
+                    case _:
+                        said.append(message)
+            if said:
+                yield b"", b"t" + route, said
+
+    def _unknown_session(self, route: bytes, now_ms: int) -> None:
+        """Whoever sent that believes in a session that is not: tell him, not too often."""
+        self._count("session.unknown")
+        node = self._routes.get(route)
+        link = self.links.get(node) if node is not None else None
+        if link is None or node is None:
+            return
+        if now_ms - self._rejected_ms.get(node, -FOREVER_MS) >= REJECT_GAP_MS:
+            self._rejected_ms[node] = now_ms
+            self._send_alone(self._socket(link), m.Reject("session"))
+
+    def _breach(self, route: bytes) -> None:
+        """A frame that cannot be read costs the peer its session, and nothing else."""
+        self._count("breach")
+        node = self._routes.get(route)
+        link = self.links.get(node) if node is not None else None
+        if link is not None:
+            link.breaches += 1
+            self._sessions.pop(link.in_session, None)
+            link.in_session = 0
+
+    # --- greetings --------------------------------------------------------------------------------
+
+    def _on_hello(self, route: bytes, hello: m.Hello, now_ms: int) -> None:
+        if hello.node == self.me.node:
+            self._count("hello.self")
+            self._resolve(hello.dialled)
+            return
+        link = self.links.get(hello.node)
+        if link is None:
+            if len(self.links) >= PEERS_MAX:
+                self._count("peers.full")
+                return
+            link = Link(hello.node, hello.endpoints, now_ms)
+            self._speaking[hello.node] = None
+        refusal = self._refusal(hello)
+        if refusal is not None:
+            self._reject(hello, refusal, now_ms)
+            return
+        self.links[hello.node] = link
+        self._session_serial += 1
+        fresh = ((self.me.inc & 0xFFFFFFFF) << 24 | self._session_serial) & (2**63 - 1)
+        before = link.in_session
+        if not link.on_hello(hello, self.me.inc, fresh):
+            return
+        if link.in_session != before:
+            self._sessions.pop(before, None)
+            self._sessions[link.in_session] = link
+        if len(self._routes) >= ROUTES_MAX:
+            del self._routes[next(iter(self._routes))]
+        self._routes[route] = hello.node
+        socket = self._socket(link)
+        peers = tuple(
+            m.Peer(other.node, other.endpoint())
+            for other in self.links.values()
+            if other.node != hello.node and other.open
+        )[:PEERS_TOLD_MAX]
+        answer = link.welcome(hello, self.me.node, self.me.inc, common_version(hello), peers)
+        if not self._send_alone(socket, answer):
+            # The connection back is still being made; the Hello will be repeated.
+            self._owed[link.node] = answer
+            self._speaking[link.node] = None
+            self._retry_ms = now_ms + RETRY_MS
+        self._subscribe(link)
+
+    def _refusal(self, hello: m.Hello) -> m.Reject | None:
+        if hello.cluster != self.me.cluster:
+            text = "this daemon belongs to another mesh"
+            return m.Reject("cluster", text, hello.dialled)
+        if not common_version(hello):
+            text = (
+                f"this daemon speaks protocol {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION_MAX}, "
+                f"yours {hello.version_min} to {hello.version_max}"
+            )
+            return m.Reject("version", text, hello.dialled)
+        return None
+
+    def _reject(self, hello: m.Hello, reject: m.Reject, now_ms: int) -> None:
+        """Answer on a connection made for that alone, which is closed again soon."""
+        self._count(f"reject.{reject.reason}")
+        if len(self._refusals) >= REFUSALS_MAX:
+            return
+        socket = self._bus.peer()
+        if connect(socket, hello.endpoints[0]):
+            self._refusals.append((socket, reject, now_ms + REFUSAL_MS))
+            self._retry_ms = min(self._retry_ms, now_ms + RETRY_MS)
+        else:
+            self._bus.drop(socket)
+
+    def _send_refusals(self, now_ms: int) -> None:
+        waiting, self._refusals = self._refusals, []
+        for socket, reject, until_ms in waiting:
+            if self._send_alone(socket, reject):
+                self._bus.finish(socket)
+            elif now_ms >= until_ms:
+                self._bus.drop(socket)
+            else:
+                self._refusals.append((socket, reject, until_ms))
+
+    def _on_welcome(self, welcome: m.Welcome, now_ms: int) -> None:
+        link = self.links.get(welcome.node)
+        if welcome.dialled:
+            dial = self._dials.get(welcome.dialled)
+            if link is None and dial is not None and len(self.links) < PEERS_MAX:
+                # The address answered: it is the one to use, whatever else the peer announces.
+                link = self.links[welcome.node] = Link(welcome.node, (dial.endpoint,), now_ms)
+                self._sockets[welcome.node] = dial.socket
+                self._connected[welcome.node] = dial.endpoint
+                del self._dials[welcome.dialled]
+            else:
+                self._resolve(welcome.dialled)
+        if link is None:
+            return
+        if link.on_welcome(welcome, self.me.inc):
+            self._speaking[link.node] = None
+        for peer in welcome.peers:
+            if peer.node not in self.links and peer.node != self.me.node:
+                self.hint(peer.endpoint, now_ms)
+
+    def _on_reject(self, route: bytes, reject: m.Reject, now_ms: int) -> None:
+        self._count("rejected")
+        dial = self._dials.get(reject.dialled)
+        if dial is not None:
+            dial.every_ms = GREET_MS_MAX
+            dial.due_ms = now_ms + GREET_MS_MAX
+        node = self._routes.get(route)
+        if node is not None and node in self.links:
+            self.links[node].on_reject(reject, now_ms)
+
+    def _resolve(self, endpoint: str) -> None:
+        """Who is behind that hint is known now: the hint has done its work."""
+        dial = self._dials.pop(endpoint, None)
+        if dial is not None:
+            self._bus.drop(dial.socket)
+
+    def meet(self, node: bytes, inc: int) -> None:
+        """A Heartbeat told of a life of that peer."""
+        link = self.links.get(node)
+        if link is not None:
+            link.meet(inc)
+
+    # --- sockets of one peer ----------------------------------------------------------------------
+
+    def _socket(self, link: Link) -> Socket:
+        socket = self._sockets.get(link.node)
+        if socket is None:
+            socket = self._sockets[link.node] = self._bus.peer()
+            endpoint = link.endpoint()
+            if connect(socket, endpoint):
+                self._connected[link.node] = endpoint
+        return socket
+
+    def _subscribe(self, link: Link) -> None:
+        """Hear the peer's telemetry, on the host that its inbox is reached at."""
+        host = self._connected.get(link.node, link.endpoint()).rpartition(":")[0]
+        endpoint = f"{host}:{link.telemetry_port}"
+        before = self._subscribed.get(link.node)
+        if not link.telemetry_port or not host or before == endpoint:
+            return
+        if before is not None:
+            disconnect(self.subscriber, before)
+        if connect(self.subscriber, endpoint):
+            self._subscribed[link.node] = endpoint
+
+    def bulk_endpoint(self, node: bytes) -> str:
+        """Where that peer answers Want, or nothing while it is unknown."""
+        link = self.links.get(node)
+        if link is None or not link.bulk_port:
+            return ""
+        host = self._connected.get(node, link.endpoint()).rpartition(":")[0]
+        return f"{host}:{link.bulk_port}"
+
+    def reset(self, node: bytes, now_ms: int) -> None:
+        """The peer is dead: close its DEALER so that nothing stale leaves later, and greet on."""
+        link = self.links.get(node)
+        if link is None:
+            return
+        socket = self._sockets.pop(node, None)
+        if socket is not None:
+            self._bus.drop(socket)
+        self._connected.pop(node, None)
+        link.out_session = 0
+        link.take()
+        link.greet_due_ms = now_ms
+
+    def forget(self, node: bytes) -> None:
+        """The peer left: no link, no greeting, until it greets again."""
+        link = self.links.pop(node, None)
+        socket = self._sockets.pop(node, None)
+        if socket is not None:
+            self._bus.drop(socket)
+        self._connected.pop(node, None)
+        if link is not None:
+            self._sessions.pop(link.in_session, None)
+        before = self._subscribed.pop(node, None)
+        if before is not None:
+            disconnect(self.subscriber, before)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def send(self, node: bytes, message: m.Message) -> None:
+        """Put a message in line for a peer; unknown peers are counted, the protocol repeats."""
+        link = self.links.get(node)
+        if link is None:
+            self._count("send.unknown")
+            return
+        link.enqueue(codec.encode(message))
+        self._speaking[node] = None
+
+    def tell(self, client: bytes, message: m.Message) -> None:
+        """Put a message in line for a client."""
+        line = self._lines.get(client)
+        if line is None:
+            if len(self._lines) >= CLIENTS_MAX:
+                self._lines.pop(next(iter(self._lines)))
+            line = self._lines[client] = _Line()
+        encoded = codec.encode(message)
+        if line.bytes + len(encoded) > CLIENT_OUTBOX_BYTES_MAX:
+            self._count("client.full")
+            return
+        line.waiting.append(encoded)
+        line.bytes += len(encoded)
+        self._ready[client] = None
+
+    def publish(self, beat: m.Heartbeat) -> None:
+        """Send a Heartbeat to whoever listens."""
+        self._published += 1
+        header = codec.encode_header(self.me.inc, self._published)
+        send(self.publisher, (b"\x50", header, codec.frame_of((codec.encode(beat),))))
+
+    def heartbeats(self) -> Iterator[m.Heartbeat]:
+        """Read telemetry until it would block."""
+        for frames in drain(self.subscriber):
+            try:
+                if len(frames) != 3:
+                    raise RemoteProtocolError("telemetry: three frames are due")
+                found, unknown = codec.TELEMETRY.decode(frames[2])
+            except RemoteProtocolError:
+                self._count("breach.telemetry")
+                continue
+            if unknown:
+                self._count("kinds.unknown", unknown)
+            for message in found:
+                if isinstance(message, m.Heartbeat):
+                    yield message
+
+    def flush(self, now_ms: int) -> None:
+        """Once per turn: send all that was put in line, in batches."""
+        if self._ready:
+            self._flush_clients()
+        if self._speaking:
+            self._retry_ms = now_ms + RETRY_MS if self._refusals else FOREVER_MS
+            for node in list(self._speaking):
+                if self._flush_link(node):
+                    del self._speaking[node]
+                else:
+                    self._retry_ms = now_ms + RETRY_MS
+
+    def _flush_link(self, node: bytes) -> bool:
+        """Send what waits for one peer; return whether nothing is left that could be sent."""
+        link = self.links.get(node)
+        if link is None:
+            return True
+        owed = self._owed.pop(node, None)
+        if owed is not None and not self._send_alone(self._socket(link), owed):
+            self._owed[node] = owed
+            return False
+        if not link.open or not link.outbox:
+            return True
+        socket = self._socket(link)
+        waiting = link.take()
+        done = 0
+        for frames, count in codec.batches(waiting):
+            header = codec.encode_header(link.out_session, link.next_sequence())
+            if not send(socket, [header, *frames]):
+                link.out_sequence -= 1
+                link.put_back(waiting[done:])
+                return False
+            done += count
+        return True
+
+    def _flush_clients(self) -> None:
+        ready, self._ready = self._ready, {}
+        for client in ready:
+            line = self._lines.get(client)
+            if line is None:
+                continue
+            socket = self._client_sockets[client[:1]]
+            waiting, line.waiting = line.waiting, []
+            line.bytes = 0
+            for frames, _ in codec.batches(waiting):
+                line.sequence += 1
+                header = codec.encode_header(0, line.sequence)
+                if not send(socket, [client[1:], header, *frames]):
+                    # Gone or not reading: what matters is repeated until it is seen.
+                    self._count("client.lost")
+                    self._lines.pop(client, None)
+                    self.on_client_lost(client)
+                    break
+
+    def _send_alone(self, socket: Socket, message: m.Message) -> bool:
+        frames = (codec.encode_header(0, 0), codec.frame_of((codec.encode(message),)))
+        return send(socket, frames)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        """Greet where that is due."""
+        for dial in list(self._dials.values()):
+            if now_ms >= dial.due_ms:
+                self._dial(dial, now_ms)
+        for link in list(self.links.values()):
+            if link.greeting_due(now_ms):
+                hello = self._hello(link.inc, link.endpoint())
+                if not self._send_alone(self._socket(link), hello):
+                    link.greet_due_ms = now_ms + RETRY_MS
+                    continue
+                if link.greeted(now_ms):
+                    socket = self._sockets.pop(link.node)
+                    self._bus.drop(socket)
+                    self._connected.pop(link.node, None)
+                    link.endpoint_at += 1
+        if self._refusals:
+            self._send_refusals(now_ms)
+        if now_ms >= self._retry_ms:
+            self._retry_ms = now_ms + RETRY_MS if self._refusals else FOREVER_MS
+            self.flush(now_ms)
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` next has something to do."""
+        soonest = self._retry_ms
+        for dial in self._dials.values():
+            soonest = min(soonest, dial.due_ms)
+        for link in self.links.values():
+            if not link.open:
+                soonest = min(soonest, link.greet_due_ms)
+        return soonest
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + by
