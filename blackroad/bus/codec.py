@@ -49,9 +49,7 @@ class Scope:
         self.frame_bytes_max = frame_bytes_max
         self._frame: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[union])
         self._one: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(union)
-        self._tags = {
-            cls.__struct_config__.tag for cls in getattr(union, "__args__", (union,))
-        }
+        self._tags = {cls.__struct_config__.tag for cls in getattr(union, "__args__", (union,))}
 
     def decode(self, frame: bytes | memoryview) -> tuple[list[Any], int]:
         """Read one frame; return its messages and how many of unknown kind were skipped.
@@ -184,9 +182,9 @@ def batches(encoded: Iterable[bytes]) -> Iterable[tuple[list[bytes], int]]:
         if part and part_bytes + size + _ARRAY_HEADER_BYTES > FRAME_BYTES_MAX:
             frames.append(frame_of(part))
             part, part_bytes = [], 0
-        if (frames or part) and (
-            count >= BATCH_MESSAGES_MAX or batch_bytes + size > BATCH_BYTES_MAX
-        ):
+        heads_bytes = _ARRAY_HEADER_BYTES * (len(frames) + 1)
+        full = batch_bytes + size + heads_bytes > BATCH_BYTES_MAX
+        if (frames or part) and (full or count >= BATCH_MESSAGES_MAX):
             if part:
                 frames.append(frame_of(part))
             yield frames, count

@@ -22,6 +22,8 @@ GREET_MS_MAX = 30_000
 OUTBOX_MESSAGES_MAX = 20_000
 OUTBOX_BYTES_MAX = 16 * 1024 * 1024
 REJECT_GAP_MS = 1_000
+RETRY_MS = 20
+ADDRESS_TRIES_MAX = 8
 
 
 class Link:
@@ -44,8 +46,11 @@ class Link:
         "out_session",
         "outbox",
         "outbox_bytes",
+        "present",
+        "retry_ms",
         "telemetry_port",
         "bulk_port",
+        "unsent",
         "welcomes",
     )
 
@@ -69,6 +74,9 @@ class Link:
         self.dropped = 0
         self.breaches = 0
         self.welcomes = 0
+        self.present = False
+        self.retry_ms = RETRY_MS
+        self.unsent = 0
 
     @property
     def open(self) -> bool:
@@ -88,8 +96,19 @@ class Link:
     def greeted(self, now_ms: int) -> bool:
         """A Hello left; return whether the next one should try the next address."""
         self.greet_due_ms = now_ms + GREET_MS
+        self.retry_ms, self.unsent = RETRY_MS, 0
         self.welcomes += 1
         return self.welcomes % 3 == 0 and len(self.endpoints) > 1
+
+    def not_greeted(self, now_ms: int) -> bool:
+        """Nobody is connected there yet; return whether to try the next address.
+
+        Looks again soon, but ever more rarely: an absent peer must not keep a daemon awake.
+        """
+        self.greet_due_ms = now_ms + self.retry_ms
+        self.retry_ms = min(GREET_MS, 2 * self.retry_ms)
+        self.unsent += 1
+        return self.unsent % ADDRESS_TRIES_MAX == 0 and len(self.endpoints) > 1
 
     def on_welcome(self, welcome: Welcome, my_inc: int) -> bool:
         """The peer takes what I send under this session; return whether that is news."""
@@ -98,6 +117,7 @@ class Link:
         if self._is_older(welcome.inc):
             return False
         self.meet(welcome.inc)
+        self.present = True
         if welcome.session == self.out_session:
             return False
         self.out_session = welcome.session
@@ -151,6 +171,7 @@ class Link:
         if self._is_older(hello.inc):
             return False
         self.meet(hello.inc)
+        self.present = True
         self.name = hello.name
         self.endpoints = hello.endpoints
         self.telemetry_port, self.bulk_port = hello.telemetry_port, hello.bulk_port
@@ -176,7 +197,9 @@ class Link:
 
     def accepts(self, header: Header) -> bool:
         """Does this multipart count?  Older sequences are repetitions of the network."""
-        if header.session != self.in_session or header.sequence <= self.in_sequence:
+        if not self.in_session or header.session != self.in_session:
+            return False
+        if header.sequence <= self.in_sequence:
             return False
         self.gaps += header.sequence - self.in_sequence - 1
         self.in_sequence = header.sequence

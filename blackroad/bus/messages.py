@@ -61,10 +61,10 @@ class Ref(Part, frozen=True, array_like=True, gc=False):
 Payload = Inline | Ref
 
 
-def _whole_or_absent(name: str, value: bytes, size: int = NODE_BYTES) -> None:
+def _whole_or_absent(name: str, value: bytes) -> None:
     """Refuse part of an id; `Meta` has no way to say "empty or so many bytes"."""
-    if value and len(value) != size:
-        raise ValueError(f"{name}: {len(value)} bytes, an id has {size} or none")
+    if value and len(value) != NODE_BYTES:
+        raise ValueError(f"{name}: {len(value)} bytes, an id has {NODE_BYTES} or none")
 
 
 class ClassSpec(Part, frozen=True, array_like=True, gc=False):
@@ -205,9 +205,6 @@ class Hello(Message, frozen=True, array_like=True, gc=False, tag=0x01):
     endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1, max_length=16)]
     telemetry_port: Annotated[int, Meta(ge=0, le=65535)]
     bulk_port: Annotated[int, Meta(ge=0, le=65535)]
-
-    def __post_init__(self) -> None:
-        _whole_or_absent("cluster", self.cluster, DIGEST_BYTES)
     dialled: Annotated[str, Meta(max_length=128)] = ""
 
 

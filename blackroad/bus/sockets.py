@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import zmq
+import zmq.utils.monitor
 import zmq.utils.z85
 
 from blackroad.errors import EnvironmentProblem, PortInUse
@@ -28,6 +29,8 @@ RECONNECT_MS_MAX: Final = 10_000
 BACKLOG: Final = 512
 HIGH_WATER: Final = 1_000
 CLIENT_HIGH_WATER: Final = 20_000
+# Each may be a Chunk: what one client may leave unread is this many times 256 KiB.
+ANSWER_HIGH_WATER: Final = 400
 TELEMETRY_HIGH_WATER: Final = 2_000
 SOCKETS_MAX: Final = 4_096
 DRAIN_MAX: Final = 256
@@ -55,6 +58,7 @@ class Bus:
     def inbox(self) -> Socket:
         """ROUTER on which peers, and clients over TCP, are heard."""
         socket = self._make(zmq.ROUTER, BULK_FRAME_BYTES_MAX, CLIENT_HIGH_WATER)
+        socket.set(zmq.SNDHWM, ANSWER_HIGH_WATER)
         socket.set(zmq.ROUTER_MANDATORY, 1)
         return socket
 
@@ -114,6 +118,14 @@ class Bus:
             socket.set(option, value)
         self._sockets.append(socket)
         return socket
+
+    def monitor(self, socket: Socket) -> Socket:
+        """PAIR on which ZeroMQ tells that `socket` was connected or lost its peer."""
+        watched = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        monitor: Socket = socket.get_monitor_socket(watched)
+        monitor.set(zmq.LINGER, 0)
+        self._sockets.append(monitor)
+        return monitor
 
     # --- ends -------------------------------------------------------------------------------------
 
@@ -217,6 +229,13 @@ def drain(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[list[bytes]]:
 def readable(socket: Socket) -> bool:
     """Is something to be read now?"""
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def connected(monitor: Socket) -> Iterator[bool]:
+    """Read a monitor until it would block: True for a new connection, False for a lost one."""
+    for frames in drain(monitor):
+        event = zmq.utils.monitor.parse_monitor_message(frames)["event"]
+        yield event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Poller:

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
-from blackroad.bus.link import GREET_MS_MAX, REJECT_GAP_MS, Link, common_version
+from blackroad.bus.link import GREET_MS_MAX, REJECT_GAP_MS, RETRY_MS, Link, common_version
 from blackroad.bus.sockets import Bus, Socket, bind, connect, disconnect, drain, send
 from blackroad.errors import RemoteProtocolError
-from blackroad.limits import HINTS_MAX, PEERS_MAX, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
+from blackroad.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_MESSAGES_MAX,
+    HINTS_MAX,
+    PEERS_MAX,
+    PROTOCOL_VERSION_MAX,
+    PROTOCOL_VERSION_MIN,
+)
 
 FOREVER_MS = 2**62
 ROUTES_MAX = 4_096
-RETRY_MS = 20
+RETRY_MS_MAX = 250
 PEERS_TOLD_MAX = 64
 DIAL_MS = 1_000
 CLIENTS_MAX = 4_096
@@ -45,13 +52,14 @@ def cluster_digest(name: str) -> bytes:
 class _Dial:
     """An address that somebody hinted at; who is there is not known yet."""
 
-    __slots__ = ("due_ms", "endpoint", "every_ms", "socket", "tries")
+    __slots__ = ("due_ms", "endpoint", "every_ms", "retry_ms", "socket", "tries")
 
     def __init__(self, endpoint: str, socket: Socket, now_ms: int) -> None:
         self.endpoint = endpoint
         self.socket = socket
         self.due_ms = now_ms
         self.every_ms = DIAL_MS
+        self.retry_ms = RETRY_MS
         self.tries = 0
 
 
@@ -75,6 +83,8 @@ class Transport:
         self.me = me
         self.links: dict[bytes, Link] = {}
         self.counters: dict[str, int] = {}
+        # Messages that wait for clients to be flushed.
+        self.lined_up = 0
         self.endpoints: tuple[str, ...] = ()
         self._bus = bus
         self._host = host
@@ -88,6 +98,7 @@ class Transport:
         self._subscribed: dict[bytes, str] = {}
         self._sockets: dict[bytes, Socket] = {}
         self._connected: dict[bytes, str] = {}
+        self._lives: dict[bytes, int] = {}
         self._dials: dict[str, _Dial] = {}
         self._sessions: dict[int, Link] = {}
         self._routes: dict[bytes, bytes] = {}
@@ -101,6 +112,7 @@ class Transport:
         self._session_serial = 0
         self._published = 0
         self._retry_ms = FOREVER_MS
+        self._retry_wait_ms = RETRY_MS
         self.on_client_lost: Callable[[bytes], None] = lambda _client: None
 
     def add_client_socket(self, prefix: bytes, socket: Socket) -> None:
@@ -130,9 +142,12 @@ class Transport:
             if dial.tries > 3:
                 dial.every_ms = min(GREET_MS_MAX, 2 * dial.every_ms)
             dial.due_ms = now_ms + dial.every_ms
+            dial.retry_ms = RETRY_MS
         else:
-            # Not connected yet: look again soon, without having said anything.
-            dial.due_ms = now_ms + RETRY_MS
+            # Not connected yet: look again soon, without having said anything; and ever more
+            # rarely, for a seed that is switched off must not keep this daemon awake.
+            dial.due_ms = now_ms + dial.retry_ms
+            dial.retry_ms = min(DIAL_MS, 2 * dial.retry_ms)
 
     def _hello(self, their_inc: int, dialled: str) -> m.Hello:
         me = self.me
@@ -200,8 +215,15 @@ class Transport:
         if not link.accepts(header):
             self._count("sequence.old")
             return
+        if sum(map(len, frames)) > BATCH_BYTES_MAX:
+            raise RemoteProtocolError("link: a multipart is too long")
+        count = 0
         for frame in frames:
             found, unknown = codec.PEER.decode(frame)
+            # A frame of nothing counts too.
+            count += max(1, len(found) + unknown)
+            if count > BATCH_MESSAGES_MAX:
+                raise RemoteProtocolError("link: too many messages in one multipart")
             if unknown:
                 self._count("kinds.unknown", unknown)
             yield link.node, b"", found
@@ -270,12 +292,17 @@ class Transport:
         self.links[hello.node] = link
         self._session_serial += 1
         fresh = ((self.me.inc & 0xFFFFFFFF) << 24 | self._session_serial) & (2**63 - 1)
-        before = link.in_session
+        session = link.in_session
         if not link.on_hello(hello, self.me.inc, fresh):
             return
-        if link.in_session != before:
-            self._sessions.pop(before, None)
+        if link.in_session != session:
+            self._sessions.pop(session, None)
             self._sessions[link.in_session] = link
+        life, self._lives[link.node] = self._lives.get(link.node, link.inc), link.inc
+        if life != link.inc and self._connected.get(link.node, "") not in link.endpoints:
+            # Started anew at another address: at the old one nobody is going to answer.
+            self._hang_up(link.node)
+            link.endpoint_at = 0
         if len(self._routes) >= ROUTES_MAX:
             del self._routes[next(iter(self._routes))]
         self._routes[route] = hello.node
@@ -283,14 +310,16 @@ class Transport:
         peers = tuple(
             m.Peer(other.node, other.endpoint())
             for other in self.links.values()
-            if other.node != hello.node and other.open
+            if other.node != hello.node and other.present
         )[:PEERS_TOLD_MAX]
         answer = link.welcome(hello, self.me.node, self.me.inc, common_version(hello), peers)
-        if not self._send_alone(socket, answer):
+        if self._send_alone(socket, answer):
+            self._owed.pop(link.node, None)
+        else:
             # The connection back is still being made; the Hello will be repeated.
             self._owed[link.node] = answer
             self._speaking[link.node] = None
-            self._retry_ms = now_ms + RETRY_MS
+            self._retry_soon(now_ms)
         self._subscribe(link)
 
     def _refusal(self, hello: m.Hello) -> m.Reject | None:
@@ -313,7 +342,7 @@ class Transport:
         socket = self._bus.peer()
         if connect(socket, hello.endpoints[0]):
             self._refusals.append((socket, reject, now_ms + REFUSAL_MS))
-            self._retry_ms = min(self._retry_ms, now_ms + RETRY_MS)
+            self._retry_soon(now_ms)
         else:
             self._bus.drop(socket)
 
@@ -341,8 +370,11 @@ class Transport:
                 self._resolve(welcome.dialled)
         if link is None:
             return
+        session = link.in_session
         if link.on_welcome(welcome, self.me.inc):
             self._speaking[link.node] = None
+            self._lives[link.node] = link.inc
+        self._forget_session(link, session)
         for peer in welcome.peers:
             if peer.node not in self.links and peer.node != self.me.node:
                 self.hint(peer.endpoint, now_ms)
@@ -354,6 +386,11 @@ class Transport:
             dial.every_ms = GREET_MS_MAX
             dial.due_ms = now_ms + GREET_MS_MAX
         node = self._routes.get(route)
+        if node is None and reject.dialled:
+            # Who refuses to talk answers on a connection made for that alone: what tells whose
+            # answer it is, is the address that was greeted.
+            greeted = self._connected.items()
+            node = next((one for one, there in greeted if there == reject.dialled), None)
         if node is not None and node in self.links:
             self.links[node].on_reject(reject, now_ms)
 
@@ -367,7 +404,14 @@ class Transport:
         """A Heartbeat told of a life of that peer."""
         link = self.links.get(node)
         if link is not None:
+            session = link.in_session
             link.meet(inc)
+            self._forget_session(link, session)
+
+    def _forget_session(self, link: Link, session: int) -> None:
+        """A session that a newer life of the peer made void is nobody's."""
+        if session and link.in_session != session:
+            self._sessions.pop(session, None)
 
     # --- sockets of one peer ----------------------------------------------------------------------
 
@@ -405,26 +449,32 @@ class Transport:
         link = self.links.get(node)
         if link is None:
             return
-        socket = self._sockets.pop(node, None)
-        if socket is not None:
-            self._bus.drop(socket)
-        self._connected.pop(node, None)
+        self._hang_up(node)
+        self._owed.pop(node, None)
         link.out_session = 0
+        link.present = False
         link.take()
         link.greet_due_ms = now_ms
 
     def forget(self, node: bytes) -> None:
         """The peer left: no link, no greeting, until it greets again."""
         link = self.links.pop(node, None)
-        socket = self._sockets.pop(node, None)
-        if socket is not None:
-            self._bus.drop(socket)
-        self._connected.pop(node, None)
+        self._hang_up(node)
+        self._owed.pop(node, None)
+        self._rejected_ms.pop(node, None)
+        self._lives.pop(node, None)
         if link is not None:
             self._sessions.pop(link.in_session, None)
         before = self._subscribed.pop(node, None)
         if before is not None:
             disconnect(self.subscriber, before)
+
+    def _hang_up(self, node: bytes) -> None:
+        """Close the DEALER to one peer; what had not left stays unsaid."""
+        socket = self._sockets.pop(node, None)
+        if socket is not None:
+            self._bus.drop(socket)
+        self._connected.pop(node, None)
 
     # --- sending ----------------------------------------------------------------------------------
 
@@ -449,6 +499,7 @@ class Transport:
             self._count("client.full")
             return
         line.waiting.append(encoded)
+        self.lined_up += 1
         line.bytes += len(encoded)
         self._ready[client] = None
 
@@ -478,13 +529,26 @@ class Transport:
         """Once per turn: send all that was put in line, in batches."""
         if self._ready:
             self._flush_clients()
+        self.flush_links(now_ms)
+
+    def flush_links(self, now_ms: int) -> None:
+        """Send what is in line for peers, and leave what is for clients."""
         if self._speaking:
-            self._retry_ms = now_ms + RETRY_MS if self._refusals else FOREVER_MS
             for node in list(self._speaking):
                 if self._flush_link(node):
                     del self._speaking[node]
-                else:
-                    self._retry_ms = now_ms + RETRY_MS
+        if self._speaking or self._refusals:
+            self._retry_soon(now_ms)
+        else:
+            self._retry_ms, self._retry_wait_ms = FOREVER_MS, RETRY_MS
+
+    def _retry_soon(self, now_ms: int) -> None:
+        """Somebody cannot be spoken to yet: look again, ever more rarely."""
+        if self._retry_ms <= now_ms:
+            self._retry_wait_ms = min(RETRY_MS_MAX, 2 * self._retry_wait_ms)
+        elif self._retry_ms != FOREVER_MS:
+            return
+        self._retry_ms = now_ms + self._retry_wait_ms
 
     def _flush_link(self, node: bytes) -> bool:
         """Send what waits for one peer; return whether nothing is left that could be sent."""
@@ -511,6 +575,7 @@ class Transport:
 
     def _flush_clients(self) -> None:
         ready, self._ready = self._ready, {}
+        self.lined_up = 0
         for client in ready:
             line = self._lines.get(client)
             if line is None:
@@ -542,18 +607,16 @@ class Transport:
         for link in list(self.links.values()):
             if link.greeting_due(now_ms):
                 hello = self._hello(link.inc, link.endpoint())
-                if not self._send_alone(self._socket(link), hello):
-                    link.greet_due_ms = now_ms + RETRY_MS
-                    continue
-                if link.greeted(now_ms):
-                    socket = self._sockets.pop(link.node)
-                    self._bus.drop(socket)
-                    self._connected.pop(link.node, None)
+                if self._send_alone(self._socket(link), hello):
+                    elsewhere = link.greeted(now_ms)
+                else:
+                    elsewhere = link.not_greeted(now_ms)
+                if elsewhere:
+                    self._hang_up(link.node)
                     link.endpoint_at += 1
         if self._refusals:
             self._send_refusals(now_ms)
         if now_ms >= self._retry_ms:
-            self._retry_ms = now_ms + RETRY_MS if self._refusals else FOREVER_MS
             self.flush(now_ms)
 
     def next_deadline_ms(self) -> int:

@@ -1,0 +1,609 @@
+"""What programs import: submit work to the mesh, get futures.
+
+Nothing here runs a daemon; `Client()` finds one or says how to start one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import itertools
+import os
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from blackroad.bus import messages as m
+from blackroad.bus import payload, work
+from blackroad.client.connection import QUERY_MS, Connection, Pending
+from blackroad.client.futures import GatheredFuture, TaskFuture
+from blackroad.errors import (
+    BlackroadError,
+    Busy,
+    ConfigError,
+    NoDaemon,
+    NotPicklable,
+    UnknownTask,
+    Unreachable,
+    UsageError,
+)
+from blackroad.ids import bytes32, parse_task, text32
+from blackroad.limits import INLINE_BYTES_MAX, LEASE_MS_MAX, LEASE_MS_MIN
+from blackroad.requirements import Needs
+from blackroad.units import parse_ms
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from blackroad.bus.payload import Segment
+
+R = TypeVar("R")
+
+SUBMIT_TIMEOUT_S = 60.0
+CONNECT_S = 2.0
+MAP_TARGET_US = 100_000
+MAP_CHUNK_MAX = 4_096
+PIECES_PER_SLOT = 8
+_NO_DAEMON_HINT = (
+    "start one: `blackroad up` for a mesh on this machine, `systemctl start blackroad-node` for the "
+    "service, or name a daemon in BLACKROAD_ENDPOINTS"
+)
+
+
+class ObjectRef(msgspec.Struct, frozen=True):
+    """An object in the mesh: what it is, and a node that has it."""
+
+    digest: bytes
+    size: int
+    node: bytes
+
+
+class Client:
+    """A program's session with the mesh; use it as a context manager.
+
+    It finds the local daemon's socket, then the endpoints of the configuration
+    (`BLACKROAD_ENDPOINTS`).  Attached tasks end with it; durable ones go on.
+
+    Raises  NoDaemon after 2 s without an answer.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        user: str | None = None,
+        submit_timeout: float | str = SUBMIT_TIMEOUT_S,
+        connect_timeout: float | str = CONNECT_S,
+    ) -> None:
+        self._submit_timeout_s = parse_ms(submit_timeout) / 1000
+        self.user = user if user is not None else _user_name()
+        self._connection = _connect(endpoint, self.user, parse_ms(connect_timeout) / 1000)
+        self._specs: dict[tuple[Any, ...], m.ClassSpec] = {}
+        self._codes: dict[bytes, m.Ref] = {}
+        self._task_prefix = secrets.token_bytes(10)
+        self._task_numbers = itertools.count(secrets.randbits(24))
+        self._lock = threading.Lock()
+        self._minor = ".".join(map(str, _python_minor()))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session; attached tasks that have not ended are cancelled."""
+        self._connection.close()
+
+    @property
+    def node_id(self) -> bytes:
+        """The daemon this client speaks with: the owner of its tasks."""
+        return self._connection.node
+
+    @property
+    def node_name(self) -> str:
+        """The label of that daemon."""
+        return self._connection.name
+
+    # --- work -------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        fn: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        needs: Needs | None = None,
+        priority: int = 0,
+        retries: int = 0,
+        timeout: float | str | None = None,
+        durable: bool = False,
+        pure: bool = False,
+        once: bool = False,
+        exclusive: bool = False,
+        wait_for_node: bool = False,
+        lease: float | str | None = None,
+        **kwargs: Any,
+    ) -> TaskFuture:
+        """Run `fn(*args, **kwargs)` somewhere; return its future at once.
+
+        `fn` may be `"module:function"`, imported on the node.  `pure` tasks may be started again
+        as soon as their node falls silent; others wait until their lease has surely ended.
+
+        Raises  NotPicklable, UsageError; Busy where the session's credit stays spent.
+        """
+        code: m.Ref | None = None
+        todo: work.Work
+        arguments = payload.encode((args, kwargs))
+        python = self._minor
+        if isinstance(fn, str):
+            todo = work.Module(fn, arguments)
+            name = fn
+            python = self._minor if _is_pickled(arguments) else ""
+        else:
+            code, name = self._code(fn)
+            todo = work.Call(name, arguments)
+        spec = self._spec(
+            name, needs, priority, retries, timeout, pure, once, exclusive, lease, python
+        )
+        return self._send(spec, code, todo, name, durable, wait_for_node)
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        chunksize: int | Literal["auto"] = "auto",
+        ordered: bool = True,
+        **options: Any,
+    ) -> Iterator[R]:
+        """Apply `fn` to every item, in chunks over the mesh; yield results as they are due.
+
+        With `ordered=False` results come as they end.  `options` are those of `submit`.
+
+        Raises  what `fn` raised, at the item where it did.
+        """
+        if chunksize != "auto" and (isinstance(chunksize, bool) or chunksize < 1):
+            raise UsageError(f"chunksize must be 'auto' or at least 1, not {chunksize!r}")
+        star = len(iterables) != 1
+        items: Iterator[Any] = zip(*iterables, strict=False) if star else iter(iterables[0])
+        return self._map(fn, items, star, chunksize, ordered, options)
+
+    def _map(
+        self,
+        fn: Callable[..., R],
+        items: Iterator[Any],
+        star: bool,
+        chunksize: int | Literal["auto"],
+        ordered: bool,
+        options: dict[str, Any],
+    ) -> Iterator[R]:
+        code, name = self._code(fn)
+        spec = self._spec_from_options(name, options)
+        durable = bool(options.get("durable", False))
+        wait = bool(options.get("wait_for_node", False))
+        window = max(8, 4 * self.slots())
+        size = chunksize if chunksize != "auto" else 1
+        outstanding: deque[tuple[TaskFuture, int]] = deque()
+        ended: deque[TaskFuture] = deque()
+        wake = threading.Semaphore(0)
+
+        def on_done(future: Future[Any]) -> None:
+            ended.append(future)  # type: ignore[arg-type]
+            wake.release()
+
+        try:
+            live = 0
+            while True:
+                while live < window:
+                    chunk = list(itertools.islice(items, size))
+                    if not chunk:
+                        break
+                    todo = work.MapCall(name, star, payload.encode(chunk))
+                    future = self._send(spec, code, todo, name, durable, wait)
+                    outstanding.append((future, len(chunk)))
+                    live += 1
+                    if not ordered:
+                        future.add_done_callback(on_done)
+                if not live:
+                    return
+                if ordered:
+                    future, count = outstanding.popleft()
+                else:
+                    wake.acquire()
+                    future = ended.popleft()
+                    count = next(n for f, n in outstanding if f is future)
+                    outstanding.remove((future, count))
+                live -= 1
+                results = future.result()
+                if chunksize == "auto" and future.ended is not None:
+                    size = _next_size(size, count, future.ended.facts.run_us)
+                yield from results
+        finally:
+            for future, _ in outstanding:
+                future.cancel()
+
+    def kernel(self, name: str, /, *, options: Mapping[str, Any] | None = None, **params: Any) -> (
+        GatheredFuture
+    ):
+        """Compute a registered kernel, cut into tiles over the mesh and put together here.
+
+        `options` are those of `submit` (needs, priority, ...).
+
+        Raises  UnknownKernel, KernelInputError before anything is sent.
+        """
+        from blackroad.kernels import registry
+
+        kernel = registry.get(name)
+        checked = kernel.check(params)
+        pieces = kernel.pieces(checked, max(1, PIECES_PER_SLOT * self.slots()))
+        given = {"pure": kernel.pure, **(options or {})}
+        spec = self._spec_from_options(f"kernel {name}", given, python="")
+        durable = bool(given.get("durable", False))
+        wait = bool(given.get("wait_for_node", False))
+        parts = [
+            self._send(
+                spec,
+                None,
+                work.KernelRun(name, payload.encode(piece)),
+                f"kernel {name}",
+                durable,
+                wait,
+            )
+            for piece in pieces
+        ]
+        return GatheredFuture(parts, lambda found: kernel.gather(checked, pieces, found), name)
+
+    def kernel_task(
+        self, name: str, params: Mapping[str, Any], *, options: Mapping[str, Any] | None = None
+    ) -> TaskFuture:
+        """Compute a whole kernel as one task on one node: for jobs nobody waits for."""
+        from blackroad.kernels import registry
+
+        kernel = registry.get(name)
+        given = {"pure": kernel.pure, **(options or {})}
+        spec = self._spec_from_options(f"kernel {name}", given, python="")
+        todo = work.KernelRun(name, payload.encode(kernel.check(params)))
+        durable = bool(given.get("durable", False))
+        wait = bool(given.get("wait_for_node", False))
+        return self._send(spec, None, todo, f"kernel {name}", durable, wait)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        stdin: bytes = b"",
+        **options: Any,
+    ) -> TaskFuture:
+        """Run a program on some node; `options` are those of `submit`.
+
+        The future's result is a dict with the exit status; a program that fails raises
+        TaskFailed, and `logs` shows what it printed.
+        """
+        if isinstance(argv, str) or not argv:
+            raise UsageError("a command is a list of words, such as ['ffmpeg', '-i', 'a.mkv']")
+        todo = work.Command([str(word) for word in argv], dict(env or {}), cwd, stdin)
+        name = os.path.basename(str(argv[0]))[:120]
+        spec = self._spec_from_options(name, options, python="")
+        durable = bool(options.get("durable", False))
+        wait = bool(options.get("wait_for_node", False))
+        return self._send(spec, None, todo, name, durable, wait)
+
+    def put(self, value: Any) -> ObjectRef:
+        """Store a value at the daemon; return its reference, which `get` takes anywhere.
+
+        It is kept while this session lives.
+        """
+        segments = payload.encode(value)
+        ref = m.Ref(payload.digest_of(segments), payload.total_bytes(segments))
+        self._connection.hold(ref, segments)
+        try:
+            self._ask("put", {"digest": ref.digest, "size": ref.size}, timeout_s=60)
+        finally:
+            self._connection.outgoing.release(ref.digest)
+        return ObjectRef(ref.digest, ref.size, self.node_id)
+
+    def get(self, ref: ObjectRef) -> Any:
+        """Fetch a value that `put` stored, from whichever node has it."""
+        if ref.node != self.node_id:
+            args = {"digest": ref.digest, "size": ref.size, "node": ref.node}
+            self._ask("get", args, timeout_s=60)
+        return payload.decode(self._connection.fetch(m.Ref(ref.digest, ref.size)).result())
+
+    def cancel_task(self, task: bytes) -> None:
+        """Ask the owner to end one of its tasks."""
+        self._connection.post(m.Cancel((task,)))
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def nodes(self) -> dict[str, Any]:
+        """The cluster as this client's daemon sees it now."""
+        return self._ask("nodes", {})
+
+    def tasks(self, state: str = "", limit: int = 100) -> dict[str, Any]:
+        """Tasks of all nodes that answer: counts by state, and the newest ones."""
+        seen = self.nodes()
+        counts: dict[str, int] = {}
+        listed: list[dict[str, Any]] = []
+        silent: list[str] = []
+        for row in seen["nodes"]:
+            if row["state"] not in ("alive", "draining"):
+                silent.append(row["name"])
+                continue
+            try:
+                told = self._ask(
+                    "tasks", {"state": state, "limit": limit}, target=bytes32(row["node"])
+                )
+            except (Unreachable, UsageError):
+                silent.append(row["name"])
+                continue
+            for name, count in told["counts"].items():
+                counts[name] = counts.get(name, 0) + count
+            listed += [{**task, "owner": row["name"]} for task in told["tasks"]]
+        return {"counts": counts, "tasks": listed[:limit], "silent": silent}
+
+    def status(self, task_id: str) -> dict[str, Any]:
+        """One task's life so far."""
+        return self._about("status", task_id)
+
+    def why(self, task_id: str) -> dict[str, Any]:
+        """Why a task is not running."""
+        return self._about("why", task_id)
+
+    def logs(self, task_id: str, offset: int = 0) -> dict[str, Any]:
+        """What a task printed, as far as its node still has it: {text, offset, end, cut}."""
+        told = self.status(task_id)
+        args = {"task": parse_task(told["id"])[1], "offset": offset}
+        for where in told["nodes"]:
+            found = self._ask("logs", args, target=bytes32(where["node"]))
+            return {**found, "node": where["name"], "state": told["state"]}
+        return {"text": "", "offset": 0, "end": 0, "cut": 0, "node": "", "state": told["state"]}
+
+    def outcome(self, task_id: str, timeout: float | None = None) -> Any:
+        """Wait for a task by its id, from any program, and return its value.
+
+        Raises  what the task raised; TimeoutError; UnknownTask; Unreachable.
+        """
+        from blackroad.client.outcomes import wait_for_outcome
+
+        return wait_for_outcome(self, task_id, timeout)
+
+    def cancel(self, task_id: str) -> None:
+        """Ask for the end of a task by its id, from any program."""
+        owner, id_ = self._owner_of(task_id)
+        self._ask("cancel", {"task": id_}, target=owner)
+
+    def slots(self) -> int:
+        """How many tasks of one core each the mesh can run at once."""
+        rows = self.nodes()["nodes"]
+        return max(1, sum(int(row["slots"]) for row in rows if row["state"] == "alive"))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        spec: m.ClassSpec,
+        code: m.Ref | None,
+        todo: work.Work,
+        name: str,
+        durable: bool,
+        wait_for_node: bool,
+    ) -> TaskFuture:
+        segments = work.encode_work(todo)
+        size = payload.total_bytes(segments)
+        number = next(self._task_numbers)
+        task = self._task_prefix + number.to_bytes(6, "big")
+        future = TaskFuture(self, task, name)
+        if durable:
+            future.accepted = Future()
+        travelling: m.Payload
+        if size <= INLINE_BYTES_MAX:
+            travelling = b"".join(segments)
+        else:
+            travelling = m.Ref(payload.digest_of(segments), size)
+            self._connection.hold(travelling, segments)
+        pending = Pending(future, spec, code, travelling, durable, wait_for_node)
+        if not self._connection.submit(pending, self._submit_timeout_s):
+            raise Busy(
+                f"{self._connection.credit} tasks of this session have not ended, and none did "
+                f"within {self._submit_timeout_s:g} s",
+                hint="wait for results before submitting more, or raise submit_timeout",
+            )
+        return future
+
+    def _code(self, fn: Callable[..., Any]) -> tuple[m.Ref, str]:
+        if not callable(fn):
+            raise NotPicklable(
+                f"{fn!r} is not a function",
+                hint='pass a function, or "package.module:function" as text',
+            )
+        digest, blob, name = payload.encode_function(fn)
+        ref = self._codes.get(digest)
+        if ref is None:
+            with self._lock:
+                ref = self._codes.setdefault(digest, m.Ref(digest, len(blob)))
+                self._connection.hold(ref, [blob])
+        return ref, name
+
+    def _spec_from_options(
+        self, name: str, options: Mapping[str, Any], python: str | None = None
+    ) -> m.ClassSpec:
+        known = {
+            "needs", "priority", "retries", "timeout", "pure", "once", "exclusive", "lease",
+            "durable", "wait_for_node",
+        }  # fmt: skip
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UsageError(
+                f"unknown option `{unknown[0]}`", hint=f"there are: {', '.join(sorted(known))}"
+            )
+        return self._spec(
+            name,
+            options.get("needs"),
+            options.get("priority", 0),
+            options.get("retries", 0),
+            options.get("timeout"),
+            options.get("pure", False),
+            options.get("once", False),
+            options.get("exclusive", False),
+            options.get("lease"),
+            self._minor if python is None else python,
+        )
+
+    def _spec(
+        self,
+        name: str,
+        needs: Needs | None,
+        priority: int,
+        retries: int,
+        timeout: float | str | None,
+        pure: bool,
+        once: bool,
+        exclusive: bool,
+        lease: float | str | None,
+        python: str,
+    ) -> m.ClassSpec:
+        """The class spec for these options; equal options give the very same object."""
+        key = (name, needs, priority, retries, timeout, pure, once, exclusive, lease, python)
+        spec = self._specs.get(key)
+        if spec is not None:
+            return spec
+        if needs is not None and not isinstance(needs, Needs):
+            raise UsageError(
+                f"needs must be Needs(...), not {type(needs).__name__}",
+                hint="for instance needs=Needs(cpu=2, memory='1GiB')",
+            )
+        requirement = (needs or Needs()).requirement
+        if python:
+            requirement = requirement.narrowed(python=python)
+        if not -128 <= priority <= 127:
+            raise UsageError(f"priority is -128 to 127, not {priority}")
+        if not 0 <= retries <= 1000:
+            raise UsageError(f"retries is 0 to 1000, not {retries}")
+        lease_ms = parse_ms(lease) if lease is not None else 0
+        if lease_ms and not LEASE_MS_MIN <= lease_ms <= LEASE_MS_MAX:
+            raise UsageError(f"lease is 5 s to 24 h, not {lease!r}")
+        spec = m.ClassSpec(
+            requirement.to_wire(),
+            priority,
+            self.user[:64],
+            1,
+            exclusive,
+            False,
+            pure,
+            once,
+            retries,
+            parse_ms(timeout) if timeout is not None else 0,
+            lease_ms,
+            name[:128],
+        )
+        if len(self._specs) > 10_000:
+            self._specs.clear()
+        self._specs[key] = spec
+        return spec
+
+    def _ask(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        *,
+        target: bytes = b"",
+        timeout_s: float = QUERY_MS / 1000,
+    ) -> dict[str, Any]:
+        body = self._connection.query(name, msgspec.msgpack.encode(args), target, timeout_s)
+        told: dict[str, Any] = msgspec.msgpack.decode(body)
+        return told
+
+    def _about(self, name: str, task_id: str, **args: Any) -> dict[str, Any]:
+        owner, id_ = self._owner_of(task_id)
+        return self._ask(name, {"task": id_, **args}, target=owner)
+
+    def _owner_of(self, task_id: str) -> tuple[bytes, str]:
+        """Find the node that a printed task id names.
+
+        Raises  UnknownTask where no such node was ever heard of; Unreachable where it is silent.
+        """
+        owner, id_ = parse_task(task_id)
+        if text32(self.node_id).startswith(owner):
+            return self.node_id, id_
+        for row in self.nodes()["nodes"]:
+            if row["node"].startswith(owner):
+                if row["state"] in ("dead", "left"):
+                    raise Unreachable(
+                        f"`{row['name']}`, the owner of {task_id}, is {row['state']}",
+                        hint="the task goes on when that node is back; its journal has it",
+                    )
+                return bytes32(row["node"]), id_
+        raise UnknownTask(
+            f"no node {owner} is in this mesh",
+            hint="`blackroad nodes` lists the nodes; a task id begins with its owner's id",
+        )
+
+
+def _next_size(size: int, count: int, run_us: int) -> int:
+    """Let a chunk take about 100 ms, growing at most four-fold at a time."""
+    per_item_us = max(run_us / max(count, 1), 0.2)
+    wanted = int(MAP_TARGET_US / per_item_us)
+    return max(1, min(MAP_CHUNK_MAX, 4 * size, wanted))
+
+
+def _is_pickled(segments: list[Segment]) -> bool:
+    return payload.codec_of(payload.join(segments[:2])) != 0
+
+
+def _python_minor() -> tuple[int, int]:
+    import sys
+
+    return sys.version_info[:2]
+
+
+def _user_name() -> str:
+    with contextlib.suppress(KeyError, OSError, ImportError):
+        return getpass.getuser()[:64]
+    return str(os.getuid())
+
+
+def _connect(endpoint: str | None, user: str, timeout_s: float) -> Connection:
+    """Try the addresses in their order; the first that answers is the one.
+
+    Raises  NoDaemon saying what was tried; ConfigError.
+    """
+    if endpoint is not None:
+        tried = [endpoint if "://" in endpoint else f"tcp://{endpoint}"]
+    else:
+        from blackroad import config
+
+        try:
+            settings = config.load()
+            sockets = [path for path in config.client_sockets(settings) if path.exists()]
+        except ConfigError:
+            raise
+        tried = [f"ipc://{path}" for path in sockets]
+        tried += [f"tcp://{one}" if "://" not in one else one for one in settings.endpoints]
+    reasons = []
+    for one in tried:
+        connection = Connection(one, user)
+        try:
+            connection.start(timeout_s)
+        except NoDaemon as error:
+            reasons.append(error.message)
+            continue
+        except BlackroadError as error:
+            reasons.append(f"{one}: {error.message}")
+            continue
+        return connection
+    raise NoDaemon(
+        "no daemon answers on this machine or at any configured endpoint",
+        hint=_NO_DAEMON_HINT,
+        because=reasons,
+    )

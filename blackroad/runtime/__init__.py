@@ -1,0 +1,1 @@
+"""How a task runs: task processes, the server that forks them, what they print and produce."""

@@ -1,0 +1,243 @@
+"""Objects on the move: pulled from nodes and clients, served to nodes and clients.
+
+Source  docs/protocol.md, "Objects".  Edge.  One pull per digest, whoever needs it; the node hears
+only that an object is here or cannot be had.  This file must not know why anybody wants one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from blackroad.bus import codec
+from blackroad.bus import messages as m
+from blackroad.bus.sockets import Bus, Poller, Socket, connect, drain, send
+from blackroad.errors import BlackroadError, RemoteProtocolError
+from blackroad.limits import CHUNK_BYTES
+from blackroad.runtime.objects import ObjectStore, ObjectWriter
+from blackroad.runtime.puller import Puller
+
+if TYPE_CHECKING:
+    from blackroad.bus.messages import Ref
+
+FOREVER_MS = 2**62
+BULK_IDLE_MS = 60_000
+
+
+class _Pull:
+    """One object on its way here."""
+
+    __slots__ = ("client", "holder", "puller", "ref", "writer")
+
+    def __init__(
+        self, ref: Ref, holder: bytes, client: bytes, puller: Puller, writer: ObjectWriter
+    ) -> None:
+        self.ref = ref
+        self.holder = holder
+        self.client = client
+        self.puller = puller
+        self.writer = writer
+
+
+class _Bulk:
+    """The DEALER to one holder."""
+
+    __slots__ = ("endpoint", "socket", "used_ms")
+
+    def __init__(self, endpoint: str, socket: Socket, now_ms: int) -> None:
+        self.endpoint = endpoint
+        self.socket = socket
+        self.used_ms = now_ms
+
+
+class Exchange:
+    """All pulls and all serving of one daemon."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        bus: Bus,
+        poller: Poller,
+        server: Socket,
+        bulk_endpoint: Callable[[bytes], str],
+        tell: Callable[[bytes, m.Message], None],
+        arrived: Callable[[bytes], None],
+        failed: Callable[[bytes, str], None],
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._poller = poller
+        self._server = server
+        self._bulk_endpoint = bulk_endpoint
+        self._tell = tell
+        self._arrived = arrived
+        self._failed = failed
+        self._pulls: dict[bytes, _Pull] = {}
+        self._bulks: dict[bytes, _Bulk] = {}
+        self.counters: dict[str, int] = {}
+
+    # --- pulling ----------------------------------------------------------------------------------
+
+    def fetch(self, ref: Ref, holder: bytes, client: bytes, now_ms: int) -> None:
+        """Bring an object here, from a client if one is named, else from the node `holder`."""
+        if self._store.has(ref.digest):
+            self._arrived(ref.digest)
+            return
+        if ref.digest in self._pulls:
+            return
+        try:
+            writer = self._store.writer(ref.digest, ref.size)
+        except BlackroadError as error:
+            self._failed(ref.digest, error.message)
+            return
+        pull = _Pull(ref, holder, client, Puller(ref.digest, ref.size), writer)
+        self._pulls[ref.digest] = pull
+        self._ask(pull, now_ms)
+
+    def _ask(self, pull: _Pull, now_ms: int) -> None:
+        for offset, chunks in pull.puller.wants(now_ms):
+            want = m.Want(pull.ref.digest, offset, chunks)
+            if pull.client:
+                self._tell(pull.client, want)
+            else:
+                self._send_want(pull.holder, want, now_ms)
+
+    def _send_want(self, holder: bytes, want: m.Want, now_ms: int) -> None:
+        bulk = self._bulks.get(holder)
+        endpoint = self._bulk_endpoint(holder)
+        if bulk is not None and endpoint and bulk.endpoint != endpoint:
+            self._close(holder)
+            bulk = None
+        if bulk is None:
+            if not endpoint:
+                return
+            socket = self._bus.bulk_client()
+            if not connect(socket, endpoint):
+                self._bus.drop(socket)
+                return
+            bulk = self._bulks[holder] = _Bulk(endpoint, socket, now_ms)
+            self._poller.watch(socket)
+        bulk.used_ms = now_ms
+        frames = (codec.encode_header(0, 0), codec.frame_of((codec.encode(want),)))
+        if not send(bulk.socket, frames):
+            self._count("want.unsent")
+
+    def on_chunk(self, chunk: m.Chunk, now_ms: int) -> None:
+        """Bytes of an object; what nobody asked for is dropped."""
+        pull = self._pulls.get(chunk.digest)
+        if pull is None:
+            self._count("chunk.unasked")
+            return
+        try:
+            complete = pull.puller.on_chunk(chunk.offset, chunk.data, now_ms)
+            if complete is not None:
+                pull.writer.write(chunk.offset, chunk.data)
+            if complete:
+                del self._pulls[chunk.digest]
+                pull.writer.finish()
+                self._arrived(chunk.digest)
+            else:
+                self._ask(pull, now_ms)
+        except RemoteProtocolError:
+            self._count("breach.bulk")
+        except BlackroadError as error:
+            self._end(pull, error.message)
+
+    def on_gone(self, digest: bytes) -> None:
+        """The holder does not have it."""
+        pull = self._pulls.get(digest)
+        if pull is not None:
+            self._end(pull, "its holder no longer has the object")
+
+    def _end(self, pull: _Pull, text: str) -> None:
+        self._pulls.pop(pull.ref.digest, None)
+        pull.writer.abandon()
+        self._failed(pull.ref.digest, text)
+
+    # --- serving ----------------------------------------------------------------------------------
+
+    def serve(self, want: m.Want, answer: Callable[[m.Message], bool]) -> None:
+        """Answer one Want, chunk by chunk."""
+        size = self._store.size(want.digest)
+        if size is None:
+            answer(m.Gone(want.digest))
+            return
+        for number in range(want.chunks):
+            offset = want.offset + number * CHUNK_BYTES
+            if offset >= size:
+                return
+            data = self._store.read(want.digest, offset, CHUNK_BYTES)
+            if not answer(m.Chunk(want.digest, offset, data)):
+                # Full: the puller asks again for what did not come.
+                self._count("chunk.unsent")
+                return
+
+    def on_server_readable(self) -> None:
+        """Read what other nodes want."""
+        for frames in drain(self._server):
+            route = frames[0]
+            try:
+                if len(frames) != 3:
+                    raise RemoteProtocolError("bulk: three frames are due")
+                codec.decode_header(frames[1])
+                found, _ = codec.BULK.decode(frames[2])
+            except RemoteProtocolError:
+                self._count("breach.bulk")
+                continue
+            for message in found:
+                if isinstance(message, m.Want):
+                    self.serve(message, lambda one, to=route: self._answer(to, one))  # type: ignore[misc]
+
+    def _answer(self, route: bytes, message: m.Message) -> bool:
+        frame = codec.frame_of((codec.encode(message),))
+        return send(self._server, (route, codec.encode_header(0, 0), frame))
+
+    def on_readable(self, socket: Socket, now_ms: int) -> bool:
+        """Read what a holder sent; return whether that socket is one of ours."""
+        bulk = next((one for one in self._bulks.values() if one.socket is socket), None)
+        if bulk is None:
+            return False
+        for frames in drain(socket):
+            try:
+                found, _ = codec.BULK.decode(frames[-1])
+            except RemoteProtocolError:
+                self._count("breach.bulk")
+                continue
+            for message in found:
+                if isinstance(message, m.Chunk):
+                    self.on_chunk(message, now_ms)
+                elif isinstance(message, m.Gone):
+                    self.on_gone(message.digest)
+        return True
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        """Ask again for what did not come; give up where nothing moves; close idle sockets."""
+        for pull in list(self._pulls.values()):
+            if pull.puller.gave_up(now_ms):
+                self._end(pull, "the object did not arrive in time")
+            else:
+                self._ask(pull, now_ms)
+        for holder, bulk in list(self._bulks.items()):
+            if now_ms - bulk.used_ms > BULK_IDLE_MS:
+                self._close(holder)
+
+    def next_deadline_ms(self, now_ms: int) -> int:
+        """When `tick` next has something to do."""
+        return now_ms + 250 if self._pulls else FOREVER_MS
+
+    def forget_holder(self, node: bytes) -> None:
+        """That node is gone: what it was to send cannot come."""
+        for pull in [one for one in self._pulls.values() if one.holder == node and not one.client]:
+            self._end(pull, "its holder is gone")
+        self._close(node)
+
+    def _close(self, holder: bytes) -> None:
+        bulk = self._bulks.pop(holder, None)
+        if bulk is not None:
+            self._poller.forget(bulk.socket)
+            self._bus.drop(bulk.socket)
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

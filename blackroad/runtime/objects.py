@@ -1,0 +1,369 @@
+"""Edge: objects on this machine's disk, one file each, named by the digest of their content.
+
+The store is a cache beside the journal: what must be kept is pinned, the rest leaves when room is
+needed, longest unused first, and nothing outlives a restart.  This file must not know who wants
+an object or how it travels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from blackroad.bus.payload import DIGEST_BYTES, Segment, total_bytes
+from blackroad.errors import Busy, DamagedObject, DiskProblem, invariant
+from blackroad.limits import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+OPEN_FILES_MAX: Final = 32  # kept open for reading
+WRITE_SEGMENTS_MAX: Final = 512  # of one writev; the kernel takes 1024
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def write_new(path: str, segments: Sequence[Segment]) -> bytes:
+    """Write segments to a new file without joining them; return their digest.
+
+    Raises  OSError, after the file was removed again.
+    """
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        for first in range(0, len(segments), WRITE_SEGMENTS_MAX):
+            part = [memoryview(piece) for piece in segments[first : first + WRITE_SEGMENTS_MAX]]
+            for piece in part:
+                state.update(piece)
+            _write_all(fd, part)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    return state.digest()
+
+
+def _write_all(fd: int, part: list[memoryview]) -> None:
+    """Write until nothing is left: one call takes at most 2 GiB and may take less."""
+    while part:
+        written = os.writev(fd, part)
+        while part and written >= len(part[0]):
+            written -= len(part[0])
+            del part[0]
+        if part:
+            part[0] = part[0][written:]
+
+
+class ObjectStore:
+    """All objects of one daemon, within `limit_bytes`."""
+
+    def __init__(
+        self, directory: str | Path, limit_bytes: int, keep: Collection[bytes] = ()
+    ) -> None:
+        """What an earlier life left is removed, but for the objects named in `keep`.
+
+        Raises  DiskProblem where the directory cannot be made or emptied.
+        """
+        self._directory = Path(directory)
+        self._incoming = self._directory / "incoming"
+        self._limit_bytes = limit_bytes
+        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # longest unused first
+        self._pins: dict[bytes, Counter[str]] = {}
+        self._files: OrderedDict[bytes, int] = OrderedDict()
+        self._reserved_bytes = 0
+        self._number = 0
+        self.used_bytes = 0
+        self.on_dropped: Callable[[bytes], None] = lambda _digest: None
+        self._wipe({digest.hex() for digest in keep})
+
+    def _wipe(self, keep: Collection[str]) -> None:
+        """Remove what an earlier life left, and nothing that is not ours."""
+        try:
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for entry in os.scandir(self._directory):
+                if not _NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                if entry.name in keep:
+                    size = entry.stat().st_size
+                    self._sizes[bytes.fromhex(entry.name)] = size
+                    self.used_bytes += size
+                else:
+                    os.unlink(entry.path)
+            for entry in os.scandir(self._incoming):
+                if entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
+        except OSError as error:
+            raise DiskProblem(
+                f"the object directory `{self._directory}` cannot be used: {error.strerror}",
+                hint="see who owns it, or change `state_dir`",
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    # --- in -------------------------------------------------------------------------------------
+
+    def put(self, data: Sequence[Segment] | bytes) -> tuple[bytes, int]:
+        """Store content; return its digest and size.  Storing it again changes nothing.
+
+        Raises  Busy where all room is taken by pinned objects, DiskProblem where the disk is full
+                or the object is larger than the whole store.
+        """
+        segments = [data] if isinstance(data, bytes) else data
+        size = total_bytes(segments)
+        self._make_room(size)
+        path = self._temporary("put")
+        try:
+            digest = write_new(path, segments)
+        except OSError as error:
+            raise self._disk_problem(error) from None
+        self.adopt(path, digest, size)
+        return digest, size
+
+    def adopt(self, path: str, digest: bytes, size: int) -> None:
+        """Take over a finished file of the same file system; its digest is taken on trust.
+
+        Raises  as `put`, and DamagedObject where the size differs; the file is gone then.
+        """
+        if digest in self._sizes:
+            self._sizes.move_to_end(digest)
+            _unlink(path)
+            return
+        try:
+            found = os.stat(path).st_size
+            if found != size or len(digest) != DIGEST_BYTES:
+                raise DamagedObject(f"an object of {size} bytes came as a file of {found}")
+            self._make_room(size)
+            os.rename(path, self._path(digest))
+        except OSError as error:
+            _unlink(path)
+            raise self._disk_problem(error) from None
+        except (Busy, DiskProblem, DamagedObject):
+            _unlink(path)
+            raise
+        self._sizes[digest] = size
+        self.used_bytes += size
+
+    def writer(self, digest: bytes, size: int) -> ObjectWriter:
+        """Begin an object that arrives in pieces; its room is reserved.
+
+        Raises  as `put`.
+        """
+        self._make_room(size)
+        return ObjectWriter(self, self._temporary("pull"), digest, size)
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def has(self, digest: bytes) -> bool:
+        """Whether the object is here."""
+        return digest in self._sizes
+
+    def size(self, digest: bytes) -> int | None:
+        """How large the object is, or None where it is not here."""
+        return self._sizes.get(digest)
+
+    def path(self, digest: bytes) -> str | None:
+        """Where the object's file is, or None; pin it for as long as the path is in use."""
+        if digest not in self._sizes:
+            return None
+        self._sizes.move_to_end(digest)
+        return self._path(digest)
+
+    def read(self, digest: bytes, offset: int, count: int) -> bytes:
+        """Read a piece; short at the end, empty beyond it or where the object is not here."""
+        if digest not in self._sizes or offset < 0 or count <= 0:
+            return b""
+        self._sizes.move_to_end(digest)
+        try:
+            return os.pread(self._file(digest), count, offset)
+        except OSError:
+            # Somebody removed the file behind our back: then we do not have it.
+            self._drop(digest)
+            return b""
+
+    def _file(self, digest: bytes) -> int:
+        fd = self._files.get(digest)
+        if fd is None:
+            fd = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[digest] = fd
+            if len(self._files) > OPEN_FILES_MAX:
+                os.close(self._files.popitem(last=False)[1])
+        else:
+            self._files.move_to_end(digest)
+        return fd
+
+    def flush(self, digest: bytes) -> None:
+        """Put an object on the disk for good, for a promise that outlives this process.
+
+        Raises  DiskProblem where the disk refuses, or the object is not here.
+        """
+        try:
+            for path, flags in ((self._path(digest), 0), (str(self._directory), os.O_DIRECTORY)):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            raise self._disk_problem(error) from None
+
+    # --- what stays -----------------------------------------------------------------------------
+
+    def pin(self, digest: bytes, reason: str = "") -> None:
+        """Keep an object, also one that is still to come, until as many `unpin` came."""
+        self._pins.setdefault(digest, Counter())[reason] += 1
+
+    def unpin(self, digest: bytes, reason: str = "") -> None:
+        """Take back one `pin` of that reason; without one, nothing happens."""
+        reasons = self._pins.get(digest)
+        if reasons is None or not reasons[reason]:
+            return
+        reasons[reason] -= 1
+        if not +reasons:
+            del self._pins[digest]
+
+    def pinned(self, digest: bytes) -> bool:
+        """Whether somebody still needs the object."""
+        return digest in self._pins
+
+    def drop(self, digest: bytes) -> bool:
+        """Remove an object that nobody needs; False where it is pinned or not here."""
+        if digest in self._pins or digest not in self._sizes:
+            return False
+        self._drop(digest)
+        return True
+
+    def close(self) -> None:
+        """Close all files; the objects stay until the next start."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _make_room(self, size: int) -> None:
+        if size > self._limit_bytes:
+            raise DiskProblem(
+                f"an object of {size} bytes is larger than the store ({self._limit_bytes} bytes)",
+                hint="split it, or give the object store more room in the configuration",
+            )
+        room = self._limit_bytes - self._reserved_bytes - size
+        if self.used_bytes <= room:
+            return
+        loose = [item for item in self._sizes if item not in self._pins]
+        if self.used_bytes - sum(map(self._sizes.__getitem__, loose)) > room:
+            raise Busy(
+                f"no room for {size} bytes: what is stored is still needed",
+                hint="wait for tasks to end, or give the object store more room",
+            )
+        for digest in loose:
+            self._drop(digest)
+            if self.used_bytes <= room:
+                return
+
+    def _drop(self, digest: bytes) -> None:
+        self.used_bytes -= self._sizes.pop(digest)
+        fd = self._files.pop(digest, None)
+        if fd is not None:
+            os.close(fd)
+        _unlink(self._path(digest))
+        self.on_dropped(digest)
+
+    def _path(self, digest: bytes) -> str:
+        return str(self._directory / digest.hex())
+
+    def _temporary(self, kind: str) -> str:
+        self._number += 1
+        return str(self._incoming / f"{kind}-{self._number}")
+
+    def _disk_problem(self, error: OSError) -> DiskProblem:
+        return DiskProblem(
+            f"cannot write to `{self._directory}`: {error.strerror}",
+            hint="free some space on that disk",
+        )
+
+    def reserve(self, size: int) -> None:
+        """Count room as taken (or given back, below zero) by an object on its way here."""
+        self._reserved_bytes += size
+        invariant(self._reserved_bytes >= 0, "more room given back than reserved")
+
+
+class ObjectWriter:
+    """One object on its way here: pieces in any order, checked as a whole before it counts.
+
+    Raises  DiskProblem where the disk is full.
+    """
+
+    def __init__(self, store: ObjectStore, path: str, digest: bytes, size: int) -> None:
+        self._store = store
+        self._path = path
+        self._digest = digest
+        self._size = size
+        self._state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._hashed_bytes = 0
+        self._ahead: dict[int, int] = {}  # written but not hashed: offset -> length
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise store._disk_problem(error) from None
+        store.reserve(size)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Place one piece; hash on as far as there is no gap, so that `finish` need not."""
+        invariant(self._fd >= 0 and 0 <= offset <= self._size - len(data), "a piece out of place")
+        rest, at = memoryview(data), offset
+        try:
+            while rest:
+                written = os.pwrite(self._fd, rest, at)
+                rest, at = rest[written:], at + written
+        except OSError as error:
+            self.abandon()
+            raise self._store._disk_problem(error) from None
+        if offset == self._hashed_bytes:
+            self._state.update(data)
+            self._hashed_bytes += len(data)
+            self._catch_up()
+        elif offset > self._hashed_bytes:
+            self._ahead[offset] = len(data)
+
+    def _catch_up(self) -> None:
+        while (length := self._ahead.pop(self._hashed_bytes, 0)) > 0:
+            for start in range(self._hashed_bytes, self._hashed_bytes + length, CHUNK_BYTES):
+                end = min(start + CHUNK_BYTES, self._hashed_bytes + length)
+                self._state.update(os.pread(self._fd, end - start, start))
+            self._hashed_bytes += length
+
+    def finish(self) -> str:
+        """Check the digest, hand the object to the store, and return its path.
+
+        Raises  DamagedObject where it is not the object that was asked for; as `ObjectStore.put`.
+        """
+        complete = self._hashed_bytes == self._size and self._state.digest() == self._digest
+        self._close()
+        if not complete:
+            _unlink(self._path)
+            raise DamagedObject(
+                f"object {self._digest.hex()[:12]} arrived damaged: its digest differs",
+                hint="its holder has a bad disk or bad memory, or is not honest",
+            )
+        self._store.adopt(self._path, self._digest, self._size)
+        return self._store._path(self._digest)
+
+    def abandon(self) -> None:
+        """Give up and free the room; harmless when it was given up or finished before."""
+        if self._fd >= 0:
+            self._close()
+            _unlink(self._path)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._store.reserve(-self._size)
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

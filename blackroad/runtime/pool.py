@@ -1,0 +1,664 @@
+"""Edge: the daemon's side of its task processes.
+
+No thread and no clock of its own: the daemon polls `fds()`, calls `read` for what is readable and
+`tick` now and then.  This file must not know tasks beyond the key the caller gave, and never
+opens what the work or the result holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import secrets
+import signal
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from blackroad.errors import (
+    Busy,
+    DiskProblem,
+    EnvironmentProblem,
+    LocalProtocolError,
+    invariant,
+)
+from blackroad.limits import EXIT_FACTS_BYTES_MAX, KIB, MIB
+from blackroad.runtime import wire
+from blackroad.runtime.events import (
+    Clean,
+    Crashed,
+    Finished,
+    Gone,
+    Output,
+    PoolEvent,
+    Problem,
+    Run,
+    crash,
+)
+from blackroad.runtime.link import ServerLink
+
+__all__ = [
+    "Clean",
+    "Crashed",
+    "Finished",
+    "Gone",
+    "Output",
+    "Pool",
+    "PoolEvent",
+    "Problem",
+    "Run",
+    "base_environment",
+]
+
+PRELOAD: Final = ("numpy", "msgpack", "cloudpickle", "blackroad.kernels.registry")
+OUTPUT_READ_BYTES: Final = 64 * 1024  # what one read takes out of a pipe
+OUTPUT_DRAIN_BYTES: Final = 1 * MIB  # and what the end of a task may add
+RESTARTS_FREE: Final = 3  # within RESTART_WINDOW_MS; after that the pool complains and slows down
+RESTART_WINDOW_MS: Final = 60_000
+RESTART_PAUSE_MS: Final = 5_000
+# What belongs to the daemon alone: its settings, and what systemd told it.
+_PRIVATE: Final = ("BLACKROAD_", "LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
+
+
+_FACTS_FEW: Final = 4  # each is bounded where it is made, so few of them need no measuring
+_HEAD_BYTES: Final = 8 * KIB  # names, ids and paths beside the work
+
+_Reader = Callable[[], list[PoolEvent]]
+
+
+def base_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the caller's environment without what only the daemon should know."""
+    source = os.environ if environ is None else environ
+    return {name: value for name, value in source.items() if not name.startswith(_PRIVATE)}
+
+
+class _Process:
+    """One task process: starting or idle (no key), busy, or ending."""
+
+    __slots__ = (
+        "doomed",
+        "environment",
+        "fault",
+        "finished",
+        "generation",
+        "idle_since_ms",
+        "key",
+        "known",
+        "number",
+        "pid",
+        "pipes",
+        "run",
+        "serial",
+        "slot",
+        "socket",
+        "unsent",
+        "why",
+    )
+
+    def __init__(self, number: int, slot: int, environment: tuple[tuple[str, str], ...]) -> None:
+        self.number = number
+        self.slot = slot
+        self.environment = environment
+        self.generation = ""  # of the fork server that made it
+        self.pid = 0
+        self.key: Hashable = None
+        self.run: Run | None = None
+        self.serial = 0
+        self.known: OrderedDict[bytes, None] = OrderedDict()
+        self.idle_since_ms = 0
+        self.doomed = False  # will not get another task
+        self.why: str | None = None  # of a wanted kill
+        self.fault = ""  # what it did on the channel that no task process does
+        self.finished: Finished | None = None  # held back until the process is gone
+        self.socket: socket.socket
+        self.pipes: dict[int, int] = {}  # stream -> our end
+        self.unsent: tuple[int, ...] = ()  # its ends, until the fork server has them
+
+
+class Pool:
+    """Runs tasks in processes that are reused, watched, and verified to be gone.
+
+    Each `launch` is answered by exactly one of Finished, Crashed and Gone.  A task that was done
+    before a kill reached it is Finished.
+    """
+
+    def __init__(
+        self,
+        *,
+        objects_dir: str,
+        environment: Mapping[str, str],
+        preload: Sequence[str] = PRELOAD,
+        idle_ms: int = 60_000,
+        keep: int = 1,
+        cwd: str | None = None,
+    ) -> None:
+        """`environment` is all that tasks get (see `base_environment`); `keep` idle ones stay."""
+        self.version = 0
+        self._objects_dir = Path(objects_dir).resolve()
+        self._incoming = self._objects_dir / "incoming"
+        self._environment = dict(environment)
+        self._preload = list(preload)
+        self._idle_ms = idle_ms
+        self._keep = keep
+        self._cwd = cwd
+        name = os.fsencode(self._objects_dir)
+        self._name = hashlib.blake2b(name, digest_size=8).hexdigest()
+        self._generation = ""
+        self._server: ServerLink | None = None
+        self._closed = False
+        self._readers: dict[int, _Reader] = {}
+        self._processes: dict[int, _Process] = {}
+        self._running: dict[Hashable, _Process] = {}
+        self._idle: dict[tuple[tuple[str, str], ...], list[_Process]] = {}
+        self._lost: list[_Process] = []
+        self._requests: deque[tuple[bytes, _Process | None]] = deque()
+        self._number = 0
+        self._slots = list(range(wire.PROCESSES_MAX - 1, -1, -1))
+        self._restarts_ms: list[int] = []
+        self._restart_due_ms: int | None = None
+        self._now_ms = 0
+        self._events: list[PoolEvent] = []
+        self._buffer = bytearray(wire.PACKET_BYTES_MAX)
+        self._view = memoryview(self._buffer)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._readers[self._wake] = self._read_wake
+        self._table_fd = os.memfd_create("deadlines")
+        os.truncate(self._table_fd, 8 * wire.PROCESSES_MAX)
+        self._table = mmap.mmap(self._table_fd, 8 * wire.PROCESSES_MAX)
+        self._deadlines = memoryview(self._table).cast("Q")
+
+    # --- for the daemon -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Launch the fork server and return at once; tasks may be launched right after.
+
+        Raises  EnvironmentProblem where it cannot be started, DiskProblem without a directory.
+        """
+        try:
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskProblem(
+                f"cannot make `{self._incoming}`: {error.strerror}",
+                hint="free some space, or change `state_dir`",
+            ) from None
+        self._start_server()
+
+    def fds(self) -> Collection[int]:
+        """All descriptors to poll for reading; `version` grows when they have changed."""
+        return self._readers.keys()
+
+    def launch(self, key: Hashable, run: Run) -> None:
+        """Run a task in an idle task process, or in a new one.
+
+        Raises  LocalProtocolError where the inline parts are too large, Busy where no further
+                process can be made.
+        """
+        invariant(key is not None and key not in self._running, "a key runs twice", key)
+        invariant(not self._closed, "launch on a closed pool")
+        if len(run.work) + len(run.code) > wire.PACKET_BYTES_MAX - _HEAD_BYTES:
+            raise LocalProtocolError("too much inline work or code: give it as a file")
+        environment = tuple(sorted(run.environment.items())) if run.environment else ()
+        while stack := self._idle.get(environment):
+            process = stack.pop()
+            if self._send(process, key, run):
+                return
+            self._doom(process)
+        process = self._fork(environment)
+        if not self._send(process, key, run):
+            self._doom(process)
+            raise EnvironmentProblem("a new task process closed its channel at once")
+
+    def read(self, fd: int) -> list[PoolEvent]:
+        """Take in what one readable descriptor holds; never waits."""
+        reader = self._readers.get(fd)
+        return reader() if reader is not None else []
+
+    def kill(self, key: Hashable, why: str) -> None:
+        """Kill a task with everything it started; unknown keys have ended already."""
+        process = self._running.get(key)
+        if process is None or process.why is not None:
+            return
+        process.why = why
+        self._doom(process)
+
+    def extend(self, key: Hashable, deadline_ms: int) -> None:
+        """Move the deadline of a running task, on the boot-time clock; 0 for none."""
+        process = self._running.get(key)
+        if process is not None and not process.doomed:
+            self._deadlines[process.slot] = deadline_ms
+
+    def tick(self, now_ms: int) -> None:
+        """End processes that idle too long, and try again what had to wait."""
+        self._now_ms = now_ms
+        if self._closed:
+            return
+        if self._restart_due_ms is not None and now_ms >= self._restart_due_ms:
+            self._restart_due_ms = None
+            try:
+                self._start_server()
+            except EnvironmentProblem as error:
+                self._later(Problem(error))
+                self._restart_due_ms = now_ms + RESTART_PAUSE_MS
+        self._flush()
+        spare = sum(map(len, self._idle.values())) - self._keep
+        for environment, stack in list(self._idle.items()):
+            while spare > 0 and stack and now_ms - stack[0].idle_since_ms >= self._idle_ms:
+                self._doom(stack.pop(0))
+                spare -= 1
+            if not stack:
+                del self._idle[environment]
+
+    def close(self) -> None:
+        """Kill everything and free everything; no event follows.
+
+        Cost  waits for the fork server, usually some milliseconds, at most 5 s.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        for process in [*self._processes.values(), *self._lost]:
+            self._close_process(process)
+            self._remove_incoming(process)
+        self._deadlines.release()
+        self._table.close()
+        os.close(self._table_fd)
+        os.close(self._wake)
+        self._readers.clear()
+        self._processes.clear()
+        self._running.clear()
+        self.version += 1
+
+    @property
+    def busy(self) -> int:
+        """How many launched tasks have not ended."""
+        return len(self._running)
+
+    @property
+    def pids(self) -> dict[int, Hashable]:
+        """Task processes that were forked, with the key each of them runs, or None."""
+        return {item.pid: item.key for item in self._processes.values() if item.pid}
+
+    @property
+    def server_pid(self) -> int:
+        """The fork server's process id, 0 while there is none."""
+        return self._server.pid if self._server is not None else 0
+
+    # --- task processes -------------------------------------------------------------------------
+
+    def _fork(self, environment: tuple[tuple[str, str], ...]) -> _Process:
+        if not self._slots:
+            raise Busy(
+                f"{wire.PROCESSES_MAX} task processes are alive",
+                hint="some of them are still ending; try again",
+            )
+        self._number += 1
+        process = _Process(self._number, self._slots.pop(), environment)
+        self._deadlines[process.slot] = 0
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            out, out_theirs = os.pipe2(os.O_CLOEXEC)
+            errors, errors_theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            self._slots.append(process.slot)
+            raise Busy(
+                f"no further task process: {error.strerror}",
+                hint="raise the limit of open files (LimitNOFILE, ulimit -n)",
+            ) from None
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
+        ours.setblocking(False)
+        os.set_blocking(out, False)
+        os.set_blocking(errors, False)
+        process.socket = ours
+        process.pipes = {1: out, 2: errors}
+        process.unsent = (theirs.detach(), out_theirs, errors_theirs)
+        self._processes[process.number] = process
+        self._readers[ours.fileno()] = lambda: self._read_channel(process)
+        self._readers[out] = lambda: self._read_output(process, 1)
+        self._readers[errors] = lambda: self._read_output(process, 2)
+        self.version += 1
+        self._request(wire.Spawn(process.number, process.slot, dict(environment)), process)
+        return process
+
+    def _send(self, process: _Process, key: Hashable, run: Run, *, again: bool = False) -> bool:
+        """Start a task in a process that has none; False if that process is not to be had."""
+        code, code_path = run.code, run.code_path
+        known = process.known
+        if run.code_digest and not again and run.code_digest in known:
+            code, code_path = b"", ""
+        process.serial += 1
+        packet = wire.encode(
+            (
+                process.serial,
+                run.task_id,
+                run.token,
+                run.attempt,
+                run.node,
+                run.work,
+                run.work_path,
+                run.code_digest,
+                code,
+                code_path,
+            )
+        )
+        try:
+            process.socket.send(packet)
+        except OSError:
+            return False
+        if run.code_digest:
+            known[run.code_digest] = None
+            known.move_to_end(run.code_digest)
+            if len(known) > wire.FUNCTIONS_KEPT:
+                known.popitem(last=False)
+        self._deadlines[process.slot] = run.deadline_ms
+        process.key = key
+        process.run = run
+        self._running[key] = process
+        return True
+
+    def _read_channel(self, process: _Process) -> list[PoolEvent]:
+        try:
+            size = process.socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return []
+        except ConnectionResetError:
+            # It died with our message unread; what it had said before is still to be had.
+            return self._read_channel(process)
+        except OSError:
+            size = 0
+        if not size:
+            self._forget(process.socket.fileno())
+            return []
+        try:
+            done = wire.decode_done(self._view[:size])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._misbehaved(process)
+        if done.serial != process.serial or process.run is None or process.finished is not None:
+            return self._misbehaved(process)
+        return self._done(process, process.run, done)
+
+    def _done(self, process: _Process, run: Run, done: wire.Done) -> list[PoolEvent]:
+        flags = done.flags
+        if flags & wire.CODE_MISSING:
+            if process.doomed:
+                return []
+            deadline_ms = self._deadlines[process.slot]
+            if not (run.code or run.code_path):
+                return self._misbehaved(process, "the function of this task was not sent along")
+            if self._send(process, process.key, run, again=True):
+                self._deadlines[process.slot] = deadline_ms
+            else:
+                self._doom(process)
+            return []
+        path = self._incoming_path(process) if flags & wire.IN_FILE else ""
+        facts = done.facts
+        if len(facts) > _FACTS_FEW and len(wire.encode(facts)) > EXIT_FACTS_BYTES_MAX:
+            facts = {}
+        finished = Finished(
+            process.key, done.status, done.result, path, done.digest, done.size, facts
+        )
+        if process.doomed or flags & wire.LEFT_BEHIND:
+            # Told only when nothing of the task can run any more.
+            process.finished = finished
+            self._doom(process)
+            return []
+        events: list[PoolEvent] = self._drain(process) if flags & wire.OUTPUT_WAITS else []
+        events.append(finished)
+        del self._running[process.key]
+        self._deadlines[process.slot] = 0
+        self._to_idle(process)
+        if flags & wire.RETIRE:
+            self._doom(process)
+        return events
+
+    def _to_idle(self, process: _Process) -> None:
+        process.key = process.run = None
+        process.idle_since_ms = self._now_ms
+        self._idle.setdefault(process.environment, []).append(process)
+
+    def _misbehaved(
+        self, process: _Process, fault: str = "the task wrote to a descriptor that is not its own"
+    ) -> list[PoolEvent]:
+        """What was said cannot be relied on, so the process can only be ended."""
+        process.fault = process.fault or fault
+        self._doom(process)
+        return []
+
+    def _doom(self, process: _Process) -> None:
+        """Have the fork server kill a process with all it started; Ended will follow."""
+        if process.doomed:
+            return
+        process.doomed = True
+        stack = self._idle.get(process.environment)
+        if stack is not None and process in stack:
+            stack.remove(process)
+        if process.unsent:
+            # Never reached the fork server, so there is nothing to kill.
+            process.run = None
+            self._requests = deque(item for item in self._requests if item[1] is not process)
+            for event in self._ended(process, wire.Ended(process.number, 0)):
+                self._later(event)
+        elif process.number in self._processes:
+            self._request(wire.End(process.number), None)
+
+    def _ended(self, process: _Process, ended: wire.Ended) -> list[PoolEvent]:
+        """A process is gone for certain: say how its task ended, if it had one."""
+        process.doomed = True
+        self._processes.pop(process.number, None)
+        stack = self._idle.get(process.environment)
+        if stack is not None and process in stack:
+            stack.remove(process)
+        events: list[PoolEvent] = []
+        if process.key is not None:
+            deadline_ms = self._deadlines[process.slot]
+            if process.run is not None and process.finished is None:
+                self._read_channel(process)
+            events = self._drain(process)
+            events.append(self._ending(process, ended, deadline_ms))
+            del self._running[process.key]
+            if not (isinstance(events[-1], Finished) and events[-1].path):
+                self._remove_incoming(process)
+        self._close_process(process)
+        self._slots.append(process.slot)
+        return events
+
+    def _ending(self, process: _Process, ended: wire.Ended, deadline_ms: int) -> PoolEvent:
+        if process.finished is not None:
+            return process.finished
+        if process.why is not None:
+            return Gone(process.key, process.why)
+        if process.fault:
+            return Crashed(process.key, None, None, process.fault)
+        if ended.deadline_ms:
+            if ended.deadline_ms == deadline_ms:
+                return Gone(process.key, "deadline")
+            # The deadline was that of the task before, which ended in the same moment.
+            return Crashed(process.key, signal.SIGKILL, None, "killed by mistake", lost=True)
+        if ended.status < 0:
+            return Crashed(process.key, None, None, ended.text, lost=True)
+        return crash(process.key, ended.status)
+
+    def _drain(self, process: _Process) -> list[PoolEvent]:
+        """Read what the task printed before it ended."""
+        events: list[PoolEvent] = []
+        for stream in tuple(process.pipes):
+            for _ in range(OUTPUT_DRAIN_BYTES // OUTPUT_READ_BYTES):
+                more = self._read_output(process, stream)
+                if not more:
+                    break
+                events += more
+        return events
+
+    def _read_output(self, process: _Process, stream: int) -> list[PoolEvent]:
+        fd = process.pipes.get(stream)
+        if fd is None:
+            return []
+        try:
+            data = os.read(fd, OUTPUT_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            del process.pipes[stream]
+            self._forget(fd)
+            os.close(fd)
+            return []
+        # What a library prints between tasks belongs to nobody.
+        return [Output(process.key, stream, data)] if process.key is not None else []
+
+    def _close_process(self, process: _Process) -> None:
+        fileno = process.socket.fileno()
+        if fileno >= 0:
+            self._forget(fileno)
+            process.socket.close()
+        for fd in process.pipes.values():
+            self._forget(fd)
+            os.close(fd)
+        process.pipes.clear()
+        self._close_unsent(process)
+
+    def _close_unsent(self, process: _Process) -> None:
+        for fd in process.unsent:
+            os.close(fd)
+        process.unsent = ()
+
+    def _forget(self, fd: int) -> None:
+        if self._readers.pop(fd, None) is not None:
+            self.version += 1
+
+    def _incoming_path(self, process: _Process) -> str:
+        name = wire.incoming_name(process.generation, process.number, process.serial)
+        return str(self._incoming / name)
+
+    def _remove_incoming(self, process: _Process) -> None:
+        with suppress(OSError):
+            os.unlink(self._incoming_path(process))
+
+    # --- the fork server ------------------------------------------------------------------------
+
+    def _start_server(self) -> None:
+        self._generation = secrets.token_hex(4)
+        mark = f"{self._name}/{self._generation}"
+        environment = {**self._environment, wire.POOL_VARIABLE: mark}
+        self._server = server = ServerLink(environment, self._table_fd, self._cwd)
+        self._readers[server.control_fd] = self._read_control
+        self._readers[server.text_fd] = self._read_text
+        self.version += 1
+        setup = wire.Setup(
+            self._name,
+            self._generation,
+            os.getpid(),
+            self._preload,
+            str(self._incoming),
+            self._environment.get("PYTHONPATH"),
+        )
+        self._requests.appendleft((wire.encode(setup), None))
+        self._flush()
+
+    def _request(self, request: wire.Request, process: _Process | None) -> None:
+        self._requests.append((wire.encode(request), process))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what the fork server has room for; the rest waits for the next call."""
+        while self._requests and self._server is not None:
+            message, process = self._requests[0]
+            if not self._server.send(message, process.unsent if process is not None else ()):
+                return
+            self._requests.popleft()
+            if process is not None:
+                process.generation = self._generation
+                self._close_unsent(process)
+
+    def _read_control(self) -> list[PoolEvent]:
+        events: list[PoolEvent] = []
+        while self._server is not None:
+            message = self._server.receive()
+            if message is None:
+                break
+            if not message:
+                self._server_lost(self._server)
+                break
+            events += self._reported(wire.decode_report(message))
+        self._flush()
+        return events
+
+    def _read_text(self) -> list[PoolEvent]:
+        if self._server is not None and not self._server.read_text():
+            self._forget(self._server.text_fd)
+        return []
+
+    def _reported(self, report: wire.Report) -> list[PoolEvent]:
+        match report:
+            case wire.Born(number, pid):
+                if number in self._processes:
+                    self._processes[number].pid = pid
+            case wire.Ended():
+                process = self._processes.get(report.process)
+                if process is not None:
+                    return self._ended(process, report)
+            case wire.Swept(killed):
+                return [*self._settle_lost(), Clean(killed)]
+            case wire.Ready():
+                pass
+        return []
+
+    def _server_lost(self, server: ServerLink) -> None:
+        """The fork server died, and with it every task process; what they started is swept."""
+        self._read_text()
+        self._forget(server.control_fd)
+        self._forget(server.text_fd)
+        server.bury()
+        self._server = None
+        self._lost += [item for item in self._processes.values() if not item.unsent]
+        for process in self._lost:
+            process.doomed = True
+        self._processes = {item.number: item for item in self._processes.values() if item.unsent}
+        self._idle = {}
+        self._requests = deque(item for item in self._requests if item[1] is not None)
+        self._plan_restart(server.last_line())
+
+    def _plan_restart(self, last_line: str) -> None:
+        recent = [at for at in self._restarts_ms if self._now_ms - at < RESTART_WINDOW_MS]
+        self._restarts_ms = [*recent, self._now_ms]
+        if len(recent) < RESTARTS_FREE:
+            try:
+                self._start_server()
+                return
+            except EnvironmentProblem as error:
+                self._later(Problem(error))
+        else:
+            last = f": {last_line}" if last_line else ""
+            problem = EnvironmentProblem(
+                f"the fork server ended {len(self._restarts_ms)} times within a minute{last}",
+                hint="a task may kill its parents, or memory may be short; see the daemon's log",
+            )
+            self._later(Problem(problem))
+        self._restart_due_ms = self._now_ms + RESTART_PAUSE_MS
+
+    def _settle_lost(self) -> list[PoolEvent]:
+        events: list[PoolEvent] = []
+        lost, self._lost = self._lost, []
+        for process in lost:
+            text = "the fork server died, and the task process with it"
+            events += self._ended(process, wire.Ended(process.number, -1, text=text))
+        return events
+
+    # --- events that no descriptor announces ------------------------------------------------------
+
+    def _later(self, event: PoolEvent) -> None:
+        self._events.append(event)
+        os.eventfd_write(self._wake, 1)
+
+    def _read_wake(self) -> list[PoolEvent]:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        events, self._events = self._events, []
+        return events

@@ -1,0 +1,145 @@
+"""What the pool, its fork server and its task processes say to each other.
+
+All of it stays on one machine, between processes of one user and one version, over sockets that
+keep message borders.  This file must not know what the work is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from blackroad.limits import INLINE_BYTES_MAX, KIB, SLOTS_MAX
+
+PACKET_BYTES_MAX: Final = 256 * KIB  # one message between pool and task process
+RESULT_INLINE_MAX: Final = INLINE_BYTES_MAX
+FUNCTIONS_KEPT: Final = 128  # code a task process remembers; the pool counts along
+PROCESSES_MAX: Final = 2 * SLOTS_MAX  # task processes of one pool, idle and dying ones included
+POOL_VARIABLE: Final = "BLACKROAD_POOL"  # marks every process of a pool, whoever forked it
+
+# --- pool -> fork server ------------------------------------------------------------------------
+
+
+class Setup(Struct, frozen=True, array_like=True, tag=1):
+    """First message: who the pool is, and what to prepare."""
+
+    pool: str
+    generation: str
+    parent: int
+    preload: list[str]
+    incoming: str
+    python_path: str | None
+
+
+class Spawn(Struct, frozen=True, array_like=True, tag=2):
+    """Fork a task process; its channel and two output pipes travel beside this message.
+
+    `slot` is its place in the table of deadlines that pool and fork server share.
+    """
+
+    process: int
+    slot: Annotated[int, Meta(ge=0, lt=PROCESSES_MAX)]
+    environment: dict[str, str]
+
+
+class End(Struct, frozen=True, array_like=True, tag=3):
+    """Kill a task process and all it started."""
+
+    process: int
+
+
+# --- fork server -> pool ------------------------------------------------------------------------
+
+
+class Ready(Struct, frozen=True, array_like=True, tag=11):
+    """The modules are loaded; `notes` says which could not be."""
+
+    notes: list[str]
+
+
+class Swept(Struct, frozen=True, array_like=True, tag=12):
+    """Nothing of an earlier generation of this pool runs any more."""
+
+    killed: int
+
+
+class Born(Struct, frozen=True, array_like=True, tag=13):
+    """A task process was forked."""
+
+    process: int
+    pid: int
+
+
+class Ended(Struct, frozen=True, array_like=True, tag=14):
+    """A task process and all it started are gone.
+
+    `status` is the wait status, -1 where it could not be forked; `deadline_ms` is not zero where
+    the fork server killed it by itself.
+    """
+
+    process: int
+    status: int
+    deadline_ms: int = 0
+    text: str = ""
+
+
+Request = Setup | Spawn | End
+Report = Ready | Swept | Born | Ended
+
+# --- pool <-> task process ----------------------------------------------------------------------
+
+
+class Start(Struct, frozen=True, array_like=True):
+    """Run one task."""
+
+    serial: int
+    task_id: str
+    token: tuple[int, int]
+    attempt: int
+    node: str
+    work: memoryview
+    work_path: str
+    code_digest: bytes
+    code: memoryview
+    code_path: str
+
+
+DONE: Final[Literal["done"]] = "done"
+FAILED: Final[Literal["failed"]] = "failed"
+
+Status = Literal["done", "failed"]
+
+IN_FILE: Final = 1  # the result stands in the task's incoming file
+LEFT_BEHIND: Final = 2  # threads or processes of the task still run
+RETIRE: Final = 4  # the process has grown and should be replaced
+OUTPUT_WAITS: Final = 8  # the pipes hold output that belongs to this task
+CODE_MISSING: Final = 16  # nothing ran: the code has to be sent along
+
+
+Word = Annotated[str, Meta(max_length=200)]
+
+
+class Done(Struct, frozen=True, array_like=True):
+    """The end of one task; `result` is a payload, or a failure where `status` is failed."""
+
+    serial: int
+    status: Literal["done", "failed"]
+    flags: int
+    result: Annotated[bytes, Meta(max_length=RESULT_INLINE_MAX)]
+    digest: Annotated[bytes, Meta(max_length=32)] = b""
+    size: int = 0
+    facts: dict[Word, int | Word] = {}
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_start = msgspec.msgpack.Decoder(Start).decode
+decode_done = msgspec.msgpack.Decoder(Done).decode
+
+
+def incoming_name(generation: str, process: int, serial: int) -> str:
+    """Name the file that a task process may write one large result to."""
+    return f"{generation}-{process}-{serial}"

@@ -1,0 +1,152 @@
+"""Who this node is: its key pair, its incarnation counter, and the lock on its state directory.
+
+Edge.  The node id is the hash of the public key; the counter is raised and flushed at each
+start, before anything is told to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blackroad.errors import AlreadyRunning, StateDirectoryProblem
+from blackroad.ids import incarnation, node_id_from_key
+
+IDENTITY_FILE = "identity.json"
+COUNTER_FILE = "incarnation"
+LOCK_FILE = "lock"
+
+
+class Life(NamedTuple):
+    """One start of one node."""
+
+    node: bytes
+    inc: int
+    public_key: bytes
+
+
+class StateDirectory:
+    """A node's state directory, locked for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def open(self) -> None:
+        """Make the directory if it is not there, and lock it.
+
+        Raises  StateDirectoryProblem where it cannot be used; AlreadyRunning where another daemon
+                holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateDirectoryProblem(
+                f"cannot use the state directory {self.path}: {error.strerror}",
+                hint="give this user write access to it, or set `state_dir` to another one",
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise AlreadyRunning(
+                f"another daemon{f' (pid {holder})' if holder else ''} uses the state directory "
+                f"{self.path}",
+                hint="use that one, stop it first, or give this one its own `state_dir`",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._lock = fd
+
+    def begin_life(self) -> Life:
+        """Read or make the key pair, raise the incarnation counter, and flush it.
+
+        Raises  StateDirectoryProblem where either file is unreadable or damaged.
+        """
+        public_key = self._public_key()
+        counter = self._raise_counter()
+        return Life(
+            node_id_from_key(public_key), incarnation(counter, secrets.randbits(32)), public_key
+        )
+
+    def close(self) -> None:
+        """Let another daemon have the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _public_key(self) -> bytes:
+        path = self.path / IDENTITY_FILE
+        try:
+            stored: dict[str, Any] = json.loads(path.read_text("ascii"))
+            return bytes.fromhex(stored["public_key"])
+        except FileNotFoundError:
+            secret, public = _key_pair()
+            text = json.dumps({"public_key": public.hex(), "secret_key": secret.hex()})
+            write_flushed(path, text.encode("ascii"))
+            return public
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateDirectoryProblem(
+                f"the node's identity {path} cannot be read: {error}",
+                hint="restore the file from a backup; removing it makes this a new node",
+            ) from None
+
+    def _raise_counter(self) -> int:
+        path = self.path / COUNTER_FILE
+        try:
+            counter = int(path.read_text("ascii").strip()) + 1
+            if not 0 < counter < 2**31:
+                raise ValueError(f"{counter} is out of range")
+        except FileNotFoundError:
+            counter = 1
+        except (OSError, ValueError) as error:
+            raise StateDirectoryProblem(
+                f"the incarnation counter {path} cannot be read: {error}",
+                hint="write a number into it that is higher than any before, for instance 100000",
+            ) from None
+        write_flushed(path, f"{counter}\n".encode("ascii"))
+        return counter
+
+
+def _key_pair() -> tuple[bytes, bytes]:
+    """Make an X25519 key pair, as CURVE uses it; return (secret, public)."""
+    from blackroad.bus.sockets import key_pair
+
+    return key_pair()
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Replace a file so that after a power cut it holds the old bytes or the new ones.
+
+    Raises  StateDirectoryProblem.
+    """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StateDirectoryProblem(
+            f"cannot write {path}: {error.strerror}",
+            hint="check the disk: is it full, mounted read-only, or failing?",
+        ) from None
