@@ -193,6 +193,12 @@ class TaskUnknown(TaskError):
     """A `once` task was lost; whether it ran cannot be known."""
 
 
+class StillRunning(TaskError):
+    """The task had not ended when the time to wait for it was over; it goes on."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
 class Quarantined(TaskError):
     """The task took its node down each time; `blackroad retry` lets it try again."""
 
@@ -224,6 +230,10 @@ class Unplaceable(TaskError):
 
 class RemoteProtocolError(BlackroadError):
     """A peer sent what the protocol forbids: drop the peer, count it, go on."""
+
+
+class DamagedObject(BlackroadError):
+    """An object's bytes are not those that its digest names."""
 
 
 class LocalProtocolError(BlackroadError):

@@ -87,6 +87,7 @@ RENEW_LISTS_KEPT = 8  # Renew lists a worker remembers to judge a late Renewed
 # --- worker -------------------------------------------------------------------------------------
 
 TOMBSTONES_MAX = 65_536  # tokens a worker remembers never to start again; beyond, the floor rises
+FORGET_STEP = 64  # tombstones looked at in one turn: forgetting never takes long
 TOMBSTONE_LEASES = 2  # a tombstone lives so many leases after it was last touched
 SLOTS_MAX = 1024  # slots of one node
 WAITING_PER_SLOT_MAX = 16  # accepted but not started attempts, per slot
@@ -144,6 +145,8 @@ JOURNAL_COMMIT_MS = 5  # a group commit waits no longer than this
 JOURNAL_COMMIT_CHANGES = 256  # nor for more changes than this
 CRASH_RETRIES = 2  # a task whose process died is tried again so often, then fails
 INFRASTRUCTURE_RETRIES = 20  # lost nodes and lapsed leases are free so often
+PURE_ATTEMPTS_MAX = 2  # live attempts of a pure task whose node has gone silent
+PAST_TOKENS_MAX = 8  # ended attempts of a task whose late *done* may still count
 KILLER_ENDINGS_MAX = 2  # endings that took the node down; after that the task runs alone
 QUERY_MS = 2_000  # a Query without Reply after this is shown as unreachable
 RELAYS_MAX = 4096  # queries of clients that wait for another node's Reply

@@ -31,9 +31,10 @@ class Link:
 
     __slots__ = (
         "breaches",
+        "bulk_port",
+        "dropped",
         "endpoint_at",
         "endpoints",
-        "dropped",
         "gaps",
         "greet_due_ms",
         "greet_ms",
@@ -49,7 +50,6 @@ class Link:
         "present",
         "retry_ms",
         "telemetry_port",
-        "bulk_port",
         "unsent",
         "welcomes",
     )

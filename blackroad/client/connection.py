@@ -209,7 +209,7 @@ class Connection:
     def _run(self) -> None:
         try:
             self._loop()
-        except BaseException as error:  # noqa: BLE001 - every waiting future must hear of it
+        except BaseException as error:
             self._fail_all(error)
             if not self.opened.done():
                 self.opened.set_exception(error)

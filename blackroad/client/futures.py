@@ -156,7 +156,7 @@ class GatheredFuture(Future[Any]):
         if left == 0:
             try:
                 value = self._combine([one.result() for one in self.parts])
-            except BaseException as wrong:  # noqa: BLE001 - whatever went wrong is the outcome
+            except BaseException as wrong:
                 self._end(wrong)
                 return
             self.set_result(value)

@@ -62,7 +62,7 @@ class Exchange:
         bulk_endpoint: Callable[[bytes], str],
         tell: Callable[[bytes, m.Message], None],
         arrived: Callable[[bytes], None],
-        failed: Callable[[bytes, str], None],
+        failed: Callable[[bytes, str, bool], None],
     ) -> None:
         self._store = store
         self._bus = bus
@@ -88,7 +88,7 @@ class Exchange:
         try:
             writer = self._store.writer(ref.digest, ref.size)
         except BlackroadError as error:
-            self._failed(ref.digest, error.message)
+            self._failed(ref.digest, error.message, True)
             return
         pull = _Pull(ref, holder, client, Puller(ref.digest, ref.size), writer)
         self._pulls[ref.digest] = pull
@@ -149,10 +149,10 @@ class Exchange:
         if pull is not None:
             self._end(pull, "its holder no longer has the object")
 
-    def _end(self, pull: _Pull, text: str) -> None:
+    def _end(self, pull: _Pull, text: str, *, gone: bool = True) -> None:
         self._pulls.pop(pull.ref.digest, None)
         pull.writer.abandon()
-        self._failed(pull.ref.digest, text)
+        self._failed(pull.ref.digest, text, gone)
 
     # --- serving ----------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Exchange:
         """Ask again for what did not come; give up where nothing moves; close idle sockets."""
         for pull in list(self._pulls.values()):
             if pull.puller.gave_up(now_ms):
-                self._end(pull, "the object did not arrive in time")
+                self._end(pull, "the object did not arrive in time", gone=False)
             else:
                 self._ask(pull, now_ms)
         for holder, bulk in list(self._bulks.items()):

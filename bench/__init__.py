@@ -1,0 +1,1 @@
+"""Measurements of blackroad on the machine they run on: `python -m bench`."""

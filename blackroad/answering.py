@@ -1,0 +1,115 @@
+"""Answers to queries that only the driver can give: output of tasks, objects, its own counters.
+
+Edge.  What a node knows by itself is answered in `queries.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from blackroad.bus import messages as m
+from blackroad.ids import short
+from blackroad.queries import pages
+
+if TYPE_CHECKING:
+    from blackroad.bus.transport import Transport
+    from blackroad.node import Node
+    from blackroad.router import effects as fx
+    from blackroad.running import Running
+    from blackroad.runtime.exchange import Exchange
+    from blackroad.runtime.objects import ObjectStore
+
+
+class Answering:
+    """Serves Lookup effects."""
+
+    def __init__(
+        self,
+        node: Node,
+        transport: Transport,
+        running: Running,
+        store: ObjectStore,
+        exchange: Exchange,
+        clock: Callable[[], int],
+    ) -> None:
+        self._node = node
+        self._transport = transport
+        self._running = running
+        self._store = store
+        self._exchange = exchange
+        self._clock = clock
+        self._waiting: dict[bytes, list[fx.Lookup]] = {}
+
+    def answer(self, lookup: fx.Lookup) -> None:
+        """Answer one query, now or when its object has arrived."""
+        try:
+            args = msgspec.msgpack.decode(lookup.args or b"\x80")
+            match lookup.name:
+                case "logs":
+                    self._logs(lookup, str(args["task"]), int(args.get("offset", 0)))
+                case "driver":
+                    self._reply(lookup, self._statistics())
+                case "put" | "get":
+                    self._bring(lookup, args)
+                case _:
+                    self._refuse(lookup, f"this daemon knows no query `{lookup.name}`")
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
+            self._refuse(lookup, f"query `{lookup.name}`: {error!r}")
+
+    def _logs(self, lookup: fx.Lookup, task: str, offset: int) -> None:
+        page = self._running.printed(task, offset)
+        if page is None:
+            self._reply(lookup, {"text": "", "offset": offset, "end": offset, "cut": 0})
+            return
+        text = page.data.decode("utf-8", "replace")
+        self._reply(
+            lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut}
+        )
+
+    def _bring(self, lookup: fx.Lookup, args: Any) -> None:
+        """Fetch an object from the asking client (put), or from the node that has it (get)."""
+        ref = msgspec.convert([bytes(args["digest"]), int(args["size"])], m.Ref)
+        self._waiting.setdefault(ref.digest, []).append(lookup)
+        self._store.pin(ref.digest, lookup.name)
+        if lookup.name == "put":
+            self._exchange.fetch(ref, self._node.me, lookup.to, self._clock())
+        else:
+            self._exchange.fetch(ref, bytes(args["node"]), b"", self._clock())
+
+    def arrived(self, digest: bytes) -> None:
+        """An object is here: whoever asked for it is told."""
+        for lookup in self._waiting.pop(digest, ()):
+            self._reply(lookup, {"ok": True})
+
+    def failed(self, digest: bytes, text: str) -> None:
+        """An object cannot be had."""
+        for lookup in self._waiting.pop(digest, ()):
+            self._store.unpin(digest, lookup.name)
+            self._refuse(lookup, f"the object could not be fetched: {text}")
+
+    def _statistics(self) -> dict[str, Any]:
+        return {
+            "transport": dict(self._transport.counters),
+            "objects": dict(self._exchange.counters),
+            "stored_bytes": self._store.used_bytes,
+            "links": {
+                short(node): {"open": link.open, "gaps": link.gaps, "dropped": link.dropped}
+                for node, link in self._transport.links.items()
+            },
+        }
+
+    def _reply(self, lookup: fx.Lookup, body: dict[str, Any]) -> None:
+        self._send(lookup, msgspec.msgpack.encode(body), "")
+
+    def _refuse(self, lookup: fx.Lookup, text: str) -> None:
+        self._send(lookup, b"", text)
+
+    def _send(self, lookup: fx.Lookup, body: bytes, error: str) -> None:
+        for page in pages(lookup.query, self._node.me, body, error):
+            if lookup.peer:
+                self._transport.send(lookup.to, page)
+            else:
+                self._transport.tell(lookup.to, page)

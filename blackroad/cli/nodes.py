@@ -1,0 +1,269 @@
+"""`blackroad nodes`: the mesh as one daemon sees it, once or again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from blackroad.cli import commands, output
+from blackroad.cli.commands import Command, json_option, session
+from blackroad.cli.output import Cell
+from blackroad.errors import (
+    BlackroadError,
+    NoDaemon,
+    OwnerLost,
+    TaskError,
+    Unreachable,
+    UsageError,
+)
+from blackroad.units import format_bytes, format_ms
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from blackroad.client.client import Client
+
+WATCH_S: Final = 0.5
+RETRY_CONNECT_S: Final = 0.5
+STATE_STYLES: Final = {
+    "alive": "green",
+    "draining": "yellow",
+    "suspect": "yellow",
+    "dead": "red",
+    "left": "dim",
+}
+HEADS: Final = (
+    "name",
+    "id",
+    "state",
+    "",
+    "arch",
+    "slots",
+    "running",
+    "waiting",
+    "done",
+    "memory free",
+    "gpu",
+    "temp",
+    "load",
+)
+RIGHT: Final = "     rrrrr rr"
+
+
+@click.command(
+    "nodes",
+    cls=Command,
+    examples=("blackroad nodes", "blackroad nodes --watch", "blackroad nodes --json"),
+)
+@click.option("--watch", is_flag=True, help="Show it anew twice a second; q or Ctrl-C ends it.")
+@json_option
+def nodes_command(watch: bool, as_json: bool) -> None:
+    """Show the nodes of the mesh: what each has, what it does, which one coordinates (*).
+
+    With --watch and --json it prints one object a line, without end.
+    """
+    if watch:
+        if as_json:
+            _watch_json()
+            return
+        if not output.is_terminal():
+            raise UsageError(
+                "--watch needs a terminal", hint="with --json it prints one object a line"
+            )
+        with _keys() as pressed:
+            _watch(pressed)
+        return
+    with session() as client:
+        told = client.nodes()
+    if as_json:
+        output.print_json(told)
+        return
+    output.print_grid(grid(told))
+    for line in remarks(told):
+        output.say()
+        output.say(line)
+
+
+# --- one look -----------------------------------------------------------------------------------
+
+
+def grid(told: dict[str, Any]) -> output.Grid:
+    """One row a node: the coordinator first, then by name."""
+    rows = sorted(told["nodes"], key=lambda row: (not row["coordinator"], row["name"], row["id"]))
+    made = output.Grid(HEADS, [_row(row) for row in rows], RIGHT)
+    return made.without_empty("gpu", "temp", "")
+
+
+def _row(row: dict[str, Any]) -> tuple[Cell, ...]:
+    there = row["state"] in ("alive", "draining", "suspect")
+    numbers = [str(row[name]) for name in ("slots", "running", "waiting", "done")]
+    state = row["state"] if row["state"] == "alive" else f"{row['state']}{_silence(row)}"
+    memory = f"{format_bytes(row['free_memory_bytes'])} of {format_bytes(row['memory_bytes'])}"
+    degrees = f"{row['temperature_c']} °C" if row["temperature_c"] else ""
+    hot = " throttled" if row["throttled"] else ""
+    return (
+        Cell(row["name"], "bold"),
+        Cell(row["id"], "dim"),
+        Cell(state, STATE_STYLES.get(row["state"], "")),
+        Cell("*" if row["coordinator"] else "", "bold"),
+        Cell(row["arch"]),
+        *(Cell(text if there else "-") for text in numbers),
+        Cell(memory if there else "-"),
+        Cell(_gpus(row["gpus"])),
+        Cell((degrees + hot).strip(), "red" if hot else ""),
+        Cell(f"{row['load_percent']} %" if there else "-"),
+    )
+
+
+def _silence(row: dict[str, Any]) -> str:
+    return f" {format_ms(row['silent_ms'])}" if row["silent_ms"] >= 1000 else ""
+
+
+def _gpus(names: list[str]) -> str:
+    kinds = dict.fromkeys(names)
+    return ", ".join(
+        f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in kinds
+    )
+
+
+def remarks(told: dict[str, Any]) -> list[str]:
+    """What the table does not show: no coordinator, or nodes that follow another one."""
+    found = []
+    if told["coordinator"] is None:
+        found.append("no coordinator yet: each node uses its own machine meanwhile")
+    astray = [
+        row["name"]
+        for row in told["nodes"]
+        if row["state"] == "alive" and row["follows"] not in ("", told["coordinator"])
+    ]
+    if told["coordinator"] is not None and astray:
+        found.append(f"following another coordinator: {', '.join(astray)}")
+    return found
+
+
+# --- again and again ----------------------------------------------------------------------------
+
+
+class Looker:
+    """Asks for the nodes over and over, through coordinator changes and daemon restarts."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self.told: dict[str, Any] | None = None
+        self.problem = ""
+        self._since = 0.0
+
+    def look(self) -> None:
+        """Ask once; what went wrong is told by `problem`, and the last answer stays.
+
+        Raises  whatever is wrong at the very first look: then there is nothing to wait for.
+        """
+        try:
+            if self._client is None:
+                first = self.told is None
+                self._client = commands.connect(None if first else RETRY_CONNECT_S)
+            self.told = self._client.nodes()
+            self.problem = ""
+        except (NoDaemon, Unreachable, OwnerLost, TaskError) as error:
+            self.close()
+            if self.told is None:
+                raise
+            if not self.problem:
+                self._since = time.monotonic()
+            away_ms = int((time.monotonic() - self._since) * 1000)
+            self.problem = f"{error.message} (for {format_ms(away_ms)}; trying again)"
+
+    def close(self) -> None:
+        """End the session."""
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(BlackroadError):
+                client.close()
+
+
+def _watch(pressed: _Keys) -> None:
+    from rich.live import Live
+
+    looker = Looker()
+    try:
+        looker.look()
+        with Live(_shown(looker), auto_refresh=False, screen=False) as live:
+            while not pressed.quit(WATCH_S):
+                looker.look()
+                live.update(_shown(looker), refresh=True)
+    finally:
+        looker.close()
+
+
+def _watch_json() -> None:
+    looker = Looker()
+    try:
+        while True:
+            looker.look()
+            output.print_json_line({**(looker.told or {}), "problem": looker.problem})
+            time.sleep(WATCH_S)
+    finally:
+        looker.close()
+
+
+def _shown(looker: Looker) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    told = looker.told or {"coordinator": None, "nodes": []}
+    lines = [Text(line, "yellow") for line in remarks(told)]
+    if looker.problem:
+        lines.append(Text(looker.problem, "red"))
+    return Group(output.drawn(grid(told)), Text(), *lines, Text("q ends this", "dim"))
+
+
+class _Keys:
+    """The keyboard, asked without waiting for a line."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def quit(self, wait_s: float) -> bool:
+        """Wait so long for a key; return whether it asks for the end."""
+        import os
+        import select
+
+        if self._fd is None:
+            time.sleep(wait_s)
+            return False
+        until = time.monotonic() + wait_s
+        while (left_s := until - time.monotonic()) > 0:
+            ready, _, _ = select.select([self._fd], [], [], left_s)
+            if not ready:
+                return False
+            typed = os.read(self._fd, 64)
+            if not typed:
+                # The terminal is gone, or standard input was closed.
+                self._fd = None
+                return False
+            if set(typed) & set(b"qQ\x04\x1b"):
+                return True
+        return False
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[_Keys]:
+    """Take single keys from the terminal, and give it back as it was."""
+    import sys
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield _Keys(None)
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield _Keys(fd)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -1,0 +1,645 @@
+"""The daemon: one event loop that runs a node with real sockets, disks and processes.
+
+Edge.  Everything that is decided is decided in `node.py`; this file turns what the world does
+into events and effects into what the world should do, in order.  Drain each source until it
+would block, then flush once: so batches form under load, and without load nothing waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from blackroad import config as configuration
+from blackroad import logs, service
+from blackroad.answering import Answering
+from blackroad.bus import messages as m
+from blackroad.bus.sockets import Bus, Poller, Socket, bind_ipc
+from blackroad.bus.transport import Identity, Transport, cluster_digest
+from blackroad.capabilities import Capabilities
+from blackroad.discovery import probe as probing
+from blackroad.discovery.hints import Announcement, from_static
+from blackroad.discovery.machine import Host, cache_environment, sensors
+from blackroad.discovery.mdns import Mdns
+from blackroad.errors import BlackroadError, EnvironmentProblem
+from blackroad.ids import short, text32
+from blackroad.limits import PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
+from blackroad.node import (
+    AnyEvent,
+    Drain,
+    Evicted,
+    Fetched,
+    FetchFailed,
+    Flushed,
+    FromClient,
+    FromPeer,
+    Heard,
+    Node,
+    Overslept,
+    Probed,
+    Sensed,
+    Tick,
+)
+from blackroad.router import effects as fx
+from blackroad.running import Running
+from blackroad.runtime import pool as tasks
+from blackroad.runtime.exchange import Exchange
+from blackroad.runtime.objects import ObjectStore
+from blackroad.store.identity import StateDirectory
+from blackroad.store.journal import Journal
+
+if TYPE_CHECKING:
+    from blackroad.config import Config
+    from blackroad.discovery.probe import Probe
+
+POLL_MS_MAX = 1_000
+HOUSEKEEPING_MS = 1_000
+SENSE_MS = 5_000
+STOP_MS = 3_000
+CLEAN_MS = 10_000
+EXTEND_MS = 500
+GC_THRESHOLD = 20_000
+HOLD_MS = 1
+HOLD_WAITING = 8
+HOLD_MESSAGES = 64
+OVERSLEPT_MS = 750
+RUNTIME_FILE = "daemon.json"
+CLIENT_PREFIX = b"i"
+
+
+def boot_ms() -> int:
+    """The clock that decides: milliseconds since boot, suspend included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def run_daemon(config: Config) -> int:
+    """Run a daemon until it is told to stop; return its exit code.
+
+    Raises  BlackroadError where it cannot start: a port, a directory, a setting.
+    """
+    daemon = Daemon(config)
+    try:
+        daemon.start()
+        return daemon.run()
+    finally:
+        daemon.close()
+
+
+class Daemon:
+    """All edges of one node, and the loop that serves them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = configuration.resolved(config)
+        self.paths = configuration.paths(self.config)
+        self.log: Any = None
+        self._stopping = False
+        self._closers: list[Callable[[], None]] = []
+        self._handlers: dict[object, Callable[[], None]] = {}
+        self._poller = Poller()
+        self._events: list[AnyEvent] = []
+        self._environment: dict[str, str] = {}
+        self._extend_due_ms = 0
+        self._held_ms = 0
+        self._pool_version = -1
+        self._pool_fds: set[int] = set()
+        self._watchdog_ms = service.watchdog_ms()
+        self._watchdog_due_ms = 0
+        self._housekeeping_due_ms = 0
+        self._sense_due_ms = 0
+
+    # --- start ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Lock the state, begin a life, listen, and only then tell anybody."""
+        config = self.config
+        state = StateDirectory(self.paths.state)
+        state.open()
+        self._closers.append(state.close)
+        self._journal = Journal(self.paths.state)
+        self._closers.append(self._journal.close)
+        rows = self._journal.load()
+        life = state.begin_life()
+        now_ms = boot_ms()
+        self._known = probing.quick(config.name or "", config.labels, config.programs)
+        caps = self._as_configured(self._known)
+        self.log = logs.setup(config.log_format, config.log_level, caps.name)
+        self._bus = Bus()
+        self._closers.append(self._bus.close)
+        identity = Identity(life.node, life.inc, caps.name, cluster_digest(config.cluster))
+        self._transport = Transport(
+            self._bus,
+            identity,
+            config.listen,
+            config.port,
+            config.telemetry_port,
+            config.bulk_port,
+        )
+        self._transport.endpoints = self._own_endpoints()
+        self._clients = self._bus.inbox()
+        bind_ipc(self._clients, str(self.paths.client_socket))
+        self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
+        self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
+        self.node = Node(
+            life.node,
+            life.inc,
+            caps,
+            config.slots or 1,
+            now_ms,
+            election_priority=config.priority if config.coordinate else -128,
+            heartbeat_ms=config.heartbeat_ms or 0,
+        )
+        self._start_runtime(_objects_of(rows))
+        self.node.owner.restore(*rows, now_ms)
+        self._journal.start()
+        self._watch_all()
+        self._start_discovery(now_ms)
+        self._write_runtime_file()
+        self.log.info(
+            "daemon.started",
+            id=short(life.node),
+            incarnation=life.inc >> 32,
+            endpoints=list(self._transport.endpoints),
+            slots=config.slots,
+            restored=len(rows[0]),
+        )
+
+    def _as_configured(self, caps: Capabilities) -> Capabilities:
+        """What the probe found, as this node's owner wants it told."""
+        config = self.config
+        return msgspec.structs.replace(
+            caps,
+            arch=config.arch or caps.arch,
+            cores=config.slots or caps.cores,
+            memory_bytes=min(config.memory_bytes or caps.memory_bytes, caps.memory_bytes),
+        )
+
+    def _own_endpoints(self) -> tuple[str, ...]:
+        listen = self.config.listen
+        port = self._transport.port
+        if listen not in ("0.0.0.0", "::"):
+            host = f"[{listen}]" if ":" in listen else listen
+            return (f"tcp://{host}:{port}",)
+        from blackroad.discovery.interfaces import choose, interfaces
+
+        addresses = list(choose(interfaces(), None).addresses) or ["127.0.0.1"]
+        hosts = [f"[{one}]" if ":" in one else one for one in addresses]
+        return tuple(f"tcp://{host}:{port}" for host in hosts[:16])
+
+    def _start_runtime(self, keep: set[bytes]) -> None:
+        objects_dir = self.paths.state / "objects"
+        self._store = ObjectStore(objects_dir, self.config.object_limit_bytes, keep)
+        self._store.on_dropped = self._on_evicted
+        self._closers.append(self._store.close)
+        self._exchange = Exchange(
+            self._store,
+            self._bus,
+            self._poller,
+            self._transport.bulk,
+            self._transport.bulk_endpoint,
+            self._transport.tell,
+            self._on_arrived,
+            self._on_fetch_failed,
+        )
+        self._environment = self._task_environment()
+        self._pool = tasks.Pool(objects_dir=str(objects_dir), environment=self._environment)
+        self._pool.start()
+        self._closers.append(self._pool.close)
+        self._await_clean()
+        self._running = Running(
+            self.node, self._pool, self._store, lambda event: self._events.append(event), self.log
+        )
+        self._answering = Answering(
+            self.node, self._transport, self._running, self._store, self._exchange, boot_ms
+        )
+
+    def _await_clean(self) -> None:
+        """A new incarnation is the claim that nothing older runs here: make sure of it first.
+
+        Raises  EnvironmentProblem where the fork server does not come up.
+        """
+        until_ms = boot_ms() + CLEAN_MS
+        while boot_ms() < until_ms:
+            ready, _, _ = select.select(list(self._pool.fds()), [], [], 0.05)
+            for fd in ready:
+                for event in self._pool.read(fd):
+                    if isinstance(event, tasks.Clean):
+                        if event.killed:
+                            self.log.warning("daemon.leftovers", killed=event.killed)
+                        return
+                    if isinstance(event, tasks.Problem):
+                        raise event.error
+        raise EnvironmentProblem(
+            f"the task runtime did not start within {CLEAN_MS // 1000} s",
+            hint="is the machine out of memory or processes? see its system log",
+        )
+
+    def _task_environment(self) -> dict[str, str]:
+        """All that task processes get: this daemon's own without its secrets, caches, the device."""
+        opencl = self.config.opencl
+        cache = str(self.paths.cache)
+        return {
+            "POCL_CACHE_DIR": cache,
+            "MESA_SHADER_CACHE_DIR": cache,
+            **cache_environment(Host()),
+            **tasks.base_environment(),
+            "BLACKROAD_OPENCL_DEVICE": "" if opencl == "auto" else opencl,
+        }
+
+    def _start_discovery(self, now_ms: int) -> None:
+        config = self.config
+        for hint in from_static(config.peers):
+            for endpoint in hint.endpoints:
+                self._transport.hint(endpoint, now_ms)
+        self._mdns: Mdns | None = None
+        if config.mdns:
+            announcement = Announcement(
+                node=text32(self.node.me),
+                ports=(
+                    self._transport.port,
+                    self._transport.telemetry_port,
+                    self._transport.bulk_port,
+                ),
+                versions=(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION_MAX),
+                arch=self.node.capabilities[self.node.me].arch,
+                cluster=text32(cluster_digest(config.cluster)),
+            )
+            interfaces = list(config.mdns_interfaces) or None
+            if interfaces is None and config.listen not in ("0.0.0.0", "::"):
+                # Who listens on one address can be reached on that one only.
+                interfaces = [config.listen]
+            self._mdns = Mdns(announcement, interfaces)
+            self._closers.append(self._mdns.close)
+            self._watch(self._mdns.fileno(), self._on_mdns)
+        self._probe: Probe | None = probing.start_probe(
+            config.name or "",
+            config.labels,
+            config.programs,
+            scratch=self.paths.cache,
+            env=self._probe_environment(),
+        )
+        self._closers.append(lambda: self._probe.close() if self._probe else None)
+        if self._probe.fileno() >= 0:
+            self._watch(self._probe.fileno(), self._on_probe)
+
+    def _probe_environment(self) -> dict[str, str]:
+        environment = {**os.environ, **self._environment}
+        if self.config.opencl == "off":
+            environment["BLACKROAD_OPENCL_DEVICE"] = "off"
+        return environment
+
+    def _write_runtime_file(self) -> None:
+        """Tell local tools where this daemon is; written when it serves, removed when it stops."""
+        path = self.paths.runtime / RUNTIME_FILE
+        facts = {
+            "pid": os.getpid(),
+            "node": text32(self.node.me),
+            "name": self.node.name,
+            "endpoints": list(self._transport.endpoints),
+            "telemetry_port": self._transport.telemetry_port,
+            "bulk_port": self._transport.bulk_port,
+            "client_socket": str(self.paths.client_socket),
+            "started_ms": int(time.time() * 1000),
+        }
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(facts), "utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(path)
+        self._closers.append(lambda: path.unlink(missing_ok=True))
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        signals = service.Signals(self.stop)
+        self._closers.append(signals.close)
+        signals.install()
+        self._watch(signals.fd, signals.read)
+        # Long-lived tables need no collector to walk them again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
+        service.notify("READY=1")
+        planned_ms = boot_ms()
+        while not self._stopping:
+            planned_ms = self._turn(planned_ms)
+        service.notify("STOPPING=1")
+        self._leave()
+        return 0
+
+    def stop(self) -> None:
+        """End the loop after this turn."""
+        self._stopping = True
+
+    def _turn(self, planned_ms: int) -> int:
+        """One turn: wait, drain what is ready, look at the time, flush; return when the next is
+        due."""
+        ready = self._poller.wait(max(0, min(POLL_MS_MAX, planned_ms - boot_ms())))
+        now_ms = boot_ms()
+        late_ms = max(0, now_ms - planned_ms)
+        if late_ms > OVERSLEPT_MS:
+            # Whoever overslept reads its inbox before it judges anybody.
+            self._apply(Overslept(late_ms), now_ms)
+            self.log.warning("daemon.overslept", gap_ms=late_ms)
+        self._drain(ready, now_ms)
+        if now_ms >= planned_ms:
+            self._apply(Tick(late_ms), now_ms)
+            self._transport.tick(now_ms)
+            self._exchange.tick(now_ms)
+            self._housekeeping(now_ms)
+            self._apply_all(now_ms)
+        self._flush(now_ms)
+        if self._pool.version != self._pool_version:
+            self._watch_pool()
+        due_ms = self._due_ms(now_ms)
+        return min(due_ms, self._held_ms + HOLD_MS) if self._held_ms else due_ms
+
+    def _flush(self, now_ms: int) -> None:
+        """Send what this turn produced; under load, outcomes wait a moment for company.
+
+        While the worker has enough queued to stay busy nobody loses by it, and one wake-up of the
+        client then serves many tasks.
+        """
+        lined_up = self._transport.lined_up
+        if lined_up and lined_up < HOLD_MESSAGES and len(self.node.worker.waiting) >= HOLD_WAITING:
+            if not self._held_ms:
+                self._held_ms = now_ms
+            if now_ms - self._held_ms < HOLD_MS:
+                self._transport.flush_links(now_ms)
+                return
+        self._held_ms = 0
+        self._transport.flush(now_ms)
+
+    def _drain(self, ready: list[tuple[Any, int]], now_ms: int) -> None:
+        """Turn what is ready into events; output of tasks comes before their ends."""
+        pool_fds = self._pool_fds
+        finished: list[int] = []
+        for what, _ in ready:
+            if what in pool_fds:
+                finished.append(what)
+                continue
+            handler = self._handlers.get(what)
+            if handler is not None:
+                handler()
+            elif not self._exchange.on_readable(what, now_ms):
+                self._poller.forget(what)
+        for fd in finished:
+            for event in self._pool.read(fd):
+                self._running.on_event(event)
+        self._apply_all(now_ms)
+
+    def _apply_all(self, now_ms: int) -> None:
+        """Handle what was gathered, and what handling it brought about, before the next wait."""
+        while self._events:
+            events, self._events = self._events, []
+            for effect in self.node.handle_all(events, now_ms):
+                self._perform(effect, now_ms)
+
+    def _apply(self, event: AnyEvent, now_ms: int) -> None:
+        """One event through the node, and its effects into the world, in order."""
+        for effect in self.node.handle(event, now_ms):
+            self._perform(effect, now_ms)
+
+    def _perform(self, effect: fx.Effect, now_ms: int) -> None:
+        match effect:
+            case fx.Tell():
+                self._transport.tell(effect.client, effect.message)
+            case fx.Start():
+                self._running.launch(effect)
+            case fx.Send():
+                self._transport.send(effect.to, effect.message)
+            case fx.Publish():
+                self._transport.publish(effect.beat)
+            case fx.Persist():
+                for digest in sorted(_objects_of([effect.rows])):
+                    self._store.flush(digest)
+                self._journal.append(effect.mark, effect.rows)
+            case fx.Kill():
+                self._running.kill(effect.key, effect.why)
+            case fx.Fetch():
+                self._exchange.fetch(effect.ref, effect.holder, effect.client, now_ms)
+            case fx.Pin():
+                self._store.pin(effect.digest, "task")
+            case fx.Unpin():
+                self._store.unpin(effect.digest, "task")
+            case fx.Note():
+                self._note(effect)
+            case fx.Lookup():
+                self._answering.answer(effect)
+
+    def _due_ms(self, now_ms: int) -> int:
+        return min(
+            self.node.next_deadline_ms(),
+            self._transport.next_deadline_ms(),
+            self._exchange.next_deadline_ms(now_ms),
+            self._housekeeping_due_ms,
+        )
+
+    # --- sources ----------------------------------------------------------------------------------
+
+    def _watch(self, what: Socket | int, handler: Callable[[], None]) -> None:
+        self._handlers[what] = handler
+        self._poller.watch(what)
+
+    def _watch_all(self) -> None:
+        self._watch(self._clients, self._on_clients)
+        self._watch(self._transport.inbox, self._on_inbox)
+        self._watch(self._transport.subscriber, self._on_telemetry)
+        self._watch(self._transport.bulk, self._exchange.on_server_readable)
+        self._watch(self._journal.wake_fd, self._on_flushed)
+
+    def _watch_pool(self) -> None:
+        """The pool's descriptors come and go with its processes."""
+        self._pool_version = self._pool.version
+        now = set(self._pool.fds())
+        for fd in self._pool_fds - now:
+            self._poller.forget(fd)
+        for fd in now - self._pool_fds:
+            self._poller.watch(fd)
+        self._pool_fds = now
+
+    def _on_clients(self) -> None:
+        for client, found in self._transport.receive_client(CLIENT_PREFIX, self._clients):
+            self._from_client(client, found)
+
+    def _on_inbox(self) -> None:
+        now_ms = boot_ms()
+        for node, client, found in self._transport.receive(now_ms):
+            if client:
+                self._from_client(client, found)
+            else:
+                link = self._transport.links.get(node)
+                inc = link.inc if link is not None else 0
+                self._events.append(FromPeer(node, found, inc))
+
+    def _from_client(self, client: bytes, found: list[m.Message]) -> None:
+        """Objects are the driver's business, all else is the node's."""
+        now_ms = boot_ms()
+        kept = []
+        for message in found:
+            match message:
+                case m.Chunk():
+                    self._exchange.on_chunk(message, now_ms)
+                case m.Gone():
+                    self._exchange.on_gone(message.digest)
+                case m.Want():
+                    self._exchange.serve(message, lambda one: self._tell_one(client, one))
+                case _:
+                    kept.append(message)
+        if kept:
+            self._events.append(FromClient(client, kept))
+
+    def _tell_one(self, client: bytes, message: m.Message) -> bool:
+        self._transport.tell(client, message)
+        return True
+
+    def _on_telemetry(self) -> None:
+        for beat in self._transport.heartbeats():
+            self._transport.meet(beat.node, beat.inc)
+            self._events.append(Heard(beat))
+
+    def _on_flushed(self) -> None:
+        marks = self._journal.flushed()
+        if marks:
+            self._events.append(Flushed(marks[-1]))
+
+    def _on_mdns(self) -> None:
+        if self._mdns is None:
+            return
+        now_ms = boot_ms()
+        for hint in self._mdns.read():
+            if hint.endpoints and not self._is_linked(hint.node):
+                self._transport.hint(hint.endpoints[0], now_ms)
+        problem = self._mdns.take_problem()
+        if problem:
+            self.log.warning("mdns.problem", problem=problem)
+
+    def _is_linked(self, node: str) -> bool:
+        return any(text32(one) == node for one in self._transport.links)
+
+    def _on_probe(self) -> None:
+        if self._probe is None or not self._probe.poll():
+            return
+        self._handlers.pop(self._probe.fileno(), None)
+        findings = self._probe.finish()
+        self._probe = None
+        self._running.found_environment = dict(findings.environment)
+        caps = findings.capabilities
+        if self.config.opencl == "off":
+            caps = msgspec.structs.replace(caps, devices=())
+        caps = self._as_configured(caps)
+        self._events.append(Probed(caps))
+        self.log.info(
+            "probe.ended",
+            took_ms=findings.took_ms,
+            devices=[device.name for device in caps.devices if not device.problem],
+            notes=list(caps.notes),
+        )
+
+    # --- tasks ------------------------------------------------------------------------------------
+
+    # --- objects ----------------------------------------------------------------------------------
+
+    def _on_arrived(self, digest: bytes) -> None:
+        self._events.append(Fetched(digest))
+        self._answering.arrived(digest)
+
+    def _on_fetch_failed(self, digest: bytes, text: str, gone: bool) -> None:
+        self._events.append(FetchFailed(digest, text, gone))
+        self._answering.failed(digest, text)
+
+    def _on_evicted(self, digest: bytes) -> None:
+        self._running.dropped(digest)
+        self._events.append(Evicted(digest))
+
+    # --- notes, time, end -------------------------------------------------------------------------
+
+    def _note(self, note: fx.Note) -> None:
+        self.log.info(note.name, **{k: _plain(v) for k, v in note.facts.items()})
+        node = note.facts.get("node")
+        if note.name in ("node.died", "node.left") and isinstance(node, str):
+            for one in list(self._transport.links):
+                if short(one) == node:
+                    self._exchange.forget_holder(one)
+                    if note.name == "node.left":
+                        self._transport.forget(one)
+                    else:
+                        self._transport.reset(one, boot_ms())
+
+    def _housekeeping(self, now_ms: int) -> None:
+        if now_ms < self._housekeeping_due_ms:
+            return
+        self._housekeeping_due_ms = now_ms + HOUSEKEEPING_MS
+        self._pool.tick(now_ms)
+        if now_ms >= self._extend_due_ms:
+            self._extend_due_ms = now_ms + EXTEND_MS
+            self._running.extend()
+        if self._mdns is not None:
+            self._on_mdns()
+        if self._probe is not None:
+            self._on_probe()
+        if now_ms >= self._sense_due_ms:
+            self._sense_due_ms = now_ms + SENSE_MS
+            self._sense(now_ms)
+        if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
+            self._watchdog_due_ms = now_ms + self._watchdog_ms // 2
+            service.notify("WATCHDOG=1")
+
+    def _sense(self, now_ms: int) -> None:
+        told = sensors()
+        with contextlib.suppress(OSError):
+            load = os.getloadavg()[0] / (os.cpu_count() or 1)
+            temperature = int(told.get("temperature_c", 0))
+            throttled = bool(told.get("throttled", False))
+            self._apply(Sensed(temperature, throttled, int(load * 100)), now_ms)
+
+    def _leave(self) -> None:
+        """End what runs, tell the owners, say Goodbye."""
+        self.log.info("daemon.stopping")
+        now_ms = boot_ms()
+        self._apply(Drain(True), now_ms)
+        for key in list(self.node.worker.works):
+            self._pool.kill(key, "daemon stops")
+        until_ms = now_ms + STOP_MS
+        while self.node.worker.running and boot_ms() < until_ms:
+            self._turn(boot_ms() + 50)
+        for node in list(self._transport.links):
+            self._transport.send(node, m.Goodbye(self.node.inc))
+        self._transport.flush(boot_ms())
+
+    def close(self) -> None:
+        """Undo everything that `start` did, last first."""
+        for closer in reversed(self._closers):
+            with contextlib.suppress(OSError, BlackroadError):
+                closer()
+        self._closers.clear()
+
+
+def _objects_of(groups: Sequence[Sequence[fx.JournalRow]]) -> set[bytes]:
+    """Objects that journal rows rest on."""
+    found = set()
+    for group in groups:
+        for row in group:
+            if isinstance(row, fx.TaskRow):
+                refs: tuple[object, ...] = (row.code, row.work)
+            elif isinstance(row, fx.EndRow):
+                refs = (row.result,)
+            else:
+                continue
+            found |= {ref.digest for ref in refs if isinstance(ref, m.Ref)}
+    return found
+
+
+def _plain(value: object) -> object:
+    return text32(value) if isinstance(value, bytes) else value
+
+
+__all__ = ["Daemon", "Path", "boot_ms", "run_daemon"]

@@ -1,0 +1,357 @@
+"""The coordinator: a matchmaker that knows no task, only classes of demand and supplies.
+
+Source  docs/protocol.md, "Demand and allocation", "Gangs".  Pure.  Whatever it says, nothing can
+break: workers refuse what does not fit, owners check what they are told.  It forgets everything
+when it steps down.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blackroad.bus.messages import Allocation, ClassDemand, Demand, Row
+from blackroad.errors import RemoteProtocolError
+from blackroad.limits import (
+    ALLOCATION_GAP_MS,
+    ALLOCATION_RESTATE_BEATS,
+    ALLOCATION_ROWS_MAX,
+    GANG_ASIDE_MS,
+    GANG_ASIDE_MS_MAX,
+    LISTEN_BEATS,
+    RESERVATION_MS,
+)
+from blackroad.requirements import from_wire
+from blackroad.router.fairness import effective_priority
+from blackroad.router.placement import Fit, Node, Want, allocate
+
+if TYPE_CHECKING:
+    from blackroad.bus.messages import Supply
+    from blackroad.capabilities import Capabilities
+    from blackroad.ids import Epoch
+    from blackroad.router.effects import Outbox
+
+FOREVER_MS = 2**62
+EARLY_GAP_MS = 10
+
+
+class _OwnerDemand:
+    """The last Demand of one owner, what it was last told, and whether that answers it."""
+
+    __slots__ = ("answered", "demand", "rows", "told_ms", "wants")
+
+    def __init__(self, demand: Demand, wants: list[Want]) -> None:
+        self.demand = demand
+        self.wants = wants
+        self.rows: tuple[Row, ...] | None = None
+        self.told_ms = -FOREVER_MS
+        self.answered = False
+
+
+class _Reservation:
+    """A whole-node class that waits for its nodes to run empty."""
+
+    __slots__ = ("key", "nodes", "offered", "offered_ms")
+
+    def __init__(self, key: tuple[bytes, int], nodes: tuple[bytes, ...]) -> None:
+        self.key = key
+        self.nodes = nodes
+        self.offered = False
+        self.offered_ms = 0
+
+    def offer(self, now_ms: int) -> None:
+        """The nodes are empty: they may be used from now on."""
+        self.offered, self.offered_ms = True, now_ms
+
+
+class Coordinator:
+    """State of one reign."""
+
+    def __init__(self, me: bytes, out: Outbox) -> None:
+        self.me = me
+        self.epoch: Epoch | None = None
+        self.interval_ms = 250
+        self.nodes: dict[bytes, Node] = {}
+        self.owners: dict[bytes, _OwnerDemand] = {}
+        self.reservations: dict[tuple[bytes, int], _Reservation] = {}
+        self.tables = 0
+        self._out = out
+        self._fit = Fit()
+        self._matching_ms = FOREVER_MS
+        self._seq = 0
+        self._changed = False
+        self._urgent = False
+        self._table_ms = -FOREVER_MS
+        self._aside: dict[tuple[bytes, int], tuple[int, int]] = {}
+
+    # --- reign ------------------------------------------------------------------------------------
+
+    def begin(self, epoch: Epoch, now_ms: int) -> None:
+        """Listen first: every owner is to be heard before the first table."""
+        self.stop()
+        self.epoch = epoch
+        self._matching_ms = now_ms + LISTEN_BEATS * self.interval_ms
+        self._changed = True
+
+    def stop(self) -> None:
+        """Forget the reign."""
+        self.epoch = None
+        self.nodes.clear()
+        self.owners.clear()
+        self.reservations.clear()
+        self._aside.clear()
+        self._matching_ms = FOREVER_MS
+        self._urgent = False
+        self._seq = 0
+
+    # --- what it hears ----------------------------------------------------------------------------
+
+    def on_demand(self, owner: bytes, demand: Demand, now_ms: int) -> None:
+        """Take an owner's whole state; the newer (inc, seq) replaces the older."""
+        if self.epoch is None:
+            return
+        known = self.owners.get(owner)
+        if known is not None:
+            old = known.demand
+            if (demand.inc >> 32, demand.seq) <= (old.inc >> 32, old.seq):
+                return
+        avoid = frozenset(demand.avoid)
+        wants = []
+        for one in demand.classes:
+            want = _want(owner, one, avoid)
+            if want is not None:
+                wants.append(want)
+        before = {want.cls for want in known.wants} if known is not None else set()
+        fresh = _OwnerDemand(demand, wants)
+        if known is not None:
+            fresh.told_ms = known.told_ms
+            if known.demand.inc == demand.inc:
+                fresh.rows = known.rows
+        self.owners[owner] = fresh
+        self._changed = True
+        if known is None or any(want.queued and want.cls not in before for want in wants):
+            self._urgent = True
+
+    def on_supply(self, node: bytes, text: str, caps: Capabilities | None, supply: Supply) -> None:
+        """A node that follows me tells what it gives."""
+        if self.epoch is None:
+            return
+        if caps is None or supply.draining:
+            self.forget_node(node)
+            return
+        known = self.nodes.get(node)
+        if (
+            known is not None
+            and known.caps is caps
+            and known.cpu_units == supply.cpu_units
+            and known.memory_bytes == supply.memory_bytes
+            and known.gpu_bytes == supply.gpu_bytes
+        ):
+            known.speed = supply.speed_permille / 1000
+            return
+        self.nodes[node] = Node(
+            node,
+            text,
+            caps,
+            supply.cpu_units,
+            supply.memory_bytes,
+            supply.gpu_bytes,
+            supply.speed_permille / 1000,
+        )
+        self._changed = True
+
+    def forget_node(self, node: bytes) -> None:
+        """A node is silent, draining, gone, or follows somebody else."""
+        if self.nodes.pop(node, None) is not None:
+            self._changed = True
+            for key in [k for k, r in self.reservations.items() if node in r.nodes]:
+                del self.reservations[key]
+
+    def forget_owner(self, owner: bytes) -> None:
+        """An owner is gone: nobody wants what it wanted."""
+        if self.owners.pop(owner, None) is not None:
+            self._changed = True
+            for key in [k for k in self.reservations if k[0] == owner]:
+                del self.reservations[key]
+
+    # --- tables -----------------------------------------------------------------------------------
+
+    def settle(self, now_ms: int) -> None:
+        """Compute and tell the table where that is due."""
+        if self.epoch is None or now_ms < self._matching_ms:
+            return
+        if self._changed or self._turn_ms() <= now_ms:
+            gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
+            if now_ms - self._table_ms >= gap_ms:
+                self._compute(now_ms)
+        self._restate(now_ms)
+
+    def next_deadline_ms(self) -> int:
+        """When `settle` next has something to do."""
+        if self.epoch is None:
+            return FOREVER_MS
+        due = self._matching_ms
+        if self._changed:
+            gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
+            return max(due, self._table_ms + gap_ms)
+        told_ms = min((owner.told_ms for owner in self.owners.values()), default=FOREVER_MS)
+        restate_ms = told_ms + ALLOCATION_RESTATE_BEATS * self.interval_ms
+        turn_ms = max(self._turn_ms(), self._table_ms + ALLOCATION_GAP_MS)
+        return max(due, min(restate_ms, turn_ms))
+
+    def _turn_ms(self) -> int:
+        """When time alone changes the table: an offer lapses, or a class need wait no longer."""
+        offers = [r.offered_ms + RESERVATION_MS for r in self.reservations.values() if r.offered]
+        asides = [until for until, _ in self._aside.values() if until > self._table_ms]
+        return min([*offers, *asides], default=FOREVER_MS)
+
+    def _compute(self, now_ms: int) -> None:
+        self._changed = self._urgent = False
+        self._table_ms = now_ms
+        self.tables += 1
+        wants = [want for owner in self.owners.values() for want in owner.wants]
+        whole = self._whole_nodes(wants, now_ms)
+        reserved = {
+            node: reservation.key
+            for reservation in self.reservations.values()
+            for node in reservation.nodes
+        }
+        nodes = sorted(self.nodes.values(), key=lambda node: node.id)
+        table = allocate(nodes, wants, reserved, self._fit)
+        for key, chosen in whole.items():
+            table[key] = dict.fromkeys(chosen, 1)
+        for id_, owner in sorted(self.owners.items()):
+            rows = tuple(
+                Row(want.cls, node, slots)
+                for want in sorted(owner.wants, key=lambda want: (-want.priority, want.cls))
+                for node, slots in sorted(table.get(want.key, {}).items())
+            )[:ALLOCATION_ROWS_MAX]
+            if not owner.answered or rows != owner.rows:
+                self._tell(id_, owner, rows, now_ms)
+
+    def _restate(self, now_ms: int) -> None:
+        every_ms = ALLOCATION_RESTATE_BEATS * self.interval_ms
+        for id_, owner in sorted(self.owners.items()):
+            if owner.answered and owner.rows is not None and now_ms - owner.told_ms >= every_ms:
+                self._tell(id_, owner, owner.rows, now_ms)
+
+    def _tell(self, id_: bytes, owner: _OwnerDemand, rows: tuple[Row, ...], now_ms: int) -> None:
+        if self.epoch is None:
+            return
+        owner.rows = rows
+        owner.told_ms = now_ms
+        owner.answered = True
+        self._seq += 1
+        demand = owner.demand
+        self._out.send(id_, Allocation(self.epoch, self._seq, demand.inc, demand.seq, rows))
+
+    # --- gangs, exclusive and isolated classes ----------------------------------------------------
+
+    def _whole_nodes(
+        self, wants: list[Want], now_ms: int
+    ) -> dict[tuple[bytes, int], tuple[bytes, ...]]:
+        """Keep one reservation per whole-node class; return those whose nodes are empty now."""
+        waiting = {want.key: want for want in wants if want.whole_nodes()}
+        self._drop_spent(waiting, now_ms)
+        self._inherit(waiting, now_ms)
+        taken = {node for r in self.reservations.values() for node in r.nodes}
+        order = sorted(
+            waiting.values(),
+            key=lambda want: (
+                -effective_priority(want.priority, want.oldest_wait_ms),
+                self._aside.get(want.key, (0, 0)),
+                -want.oldest_wait_ms,
+                want.key,
+            ),
+        )
+        for want in order:
+            aside = self._aside.get(want.key)
+            if want.key in self.reservations or not want.queued or (aside and now_ms < aside[0]):
+                continue
+            nodes = self._choose(want, taken)
+            if nodes:
+                self.reservations[want.key] = _Reservation(want.key, nodes)
+                taken.update(nodes)
+        offered = {}
+        for key, reservation in self.reservations.items():
+            others = any(
+                want.in_use.get(node)
+                for want in wants
+                if want.key != key
+                for node in reservation.nodes
+            )
+            if not others:
+                if not reservation.offered:
+                    reservation.offer(now_ms)
+                offered[key] = reservation.nodes
+        return offered
+
+    def _drop_spent(self, waiting: dict[tuple[bytes, int], Want], now_ms: int) -> None:
+        for key, reservation in list(self.reservations.items()):
+            want = waiting.get(key)
+            used = want is not None and any(want.in_use.get(n) for n in reservation.nodes)
+            fits = want is not None and want.queued and want.gang == len(reservation.nodes)
+            if not used and not fits:
+                del self.reservations[key]
+                self._aside.pop(key, None)
+            elif used:
+                reservation.offer(now_ms)
+                self._aside.pop(key, None)
+            elif reservation.offered and now_ms - reservation.offered_ms >= RESERVATION_MS:
+                del self.reservations[key]
+                _, last_ms = self._aside.get(key, (0, 0))
+                aside_ms = min(GANG_ASIDE_MS_MAX, 2 * last_ms or GANG_ASIDE_MS)
+                self._aside[key] = (now_ms + aside_ms, aside_ms)
+        for key in [key for key in self._aside if key not in waiting]:
+            del self._aside[key]
+
+    def _inherit(self, waiting: dict[tuple[bytes, int], Want], now_ms: int) -> None:
+        """Keep what whole-node classes already use: an earlier coordinator reserved that."""
+        taken = {node for r in self.reservations.values() for node in r.nodes}
+        for key, want in sorted(waiting.items()):
+            nodes = tuple(n for n in sorted(want.in_use) if n in self.nodes and n not in taken)
+            if nodes and key not in self.reservations:
+                taken.update(nodes)
+                self.reservations[key] = reservation = _Reservation(key, nodes)
+                reservation.offer(now_ms)
+
+    def _choose(self, want: Want, taken: set[bytes]) -> tuple[bytes, ...]:
+        """The emptiest, then fastest nodes that fit and are nobody's yet."""
+        use: dict[bytes, int] = {}
+        for owner in self.owners.values():
+            for other in owner.wants:
+                if other.key != want.key:
+                    for node, slots in other.in_use.items():
+                        use[node] = use.get(node, 0) + slots
+        able = [
+            node
+            for node in self.nodes.values()
+            if node.id not in taken
+            and node.id not in want.avoid
+            and self._fit.ask(want, node) is not None
+        ]
+        if len(able) < want.gang:
+            return ()
+        able.sort(key=lambda node: (use.get(node.id, 0), -node.speed, node.id))
+        return tuple(node.id for node in able[: want.gang])
+
+
+def _want(owner: bytes, one: ClassDemand, avoid: frozenset[bytes]) -> Want | None:
+    try:
+        requirement = from_wire(one.needs)
+    except RemoteProtocolError:
+        return None
+    return Want(
+        owner,
+        one.cls,
+        one.needs,
+        requirement,
+        priority=one.priority,
+        user=one.user,
+        queued=one.queued,
+        oldest_wait_ms=one.oldest_wait_ms,
+        mean_ms=one.mean_ms,
+        in_use={entry.node: entry.slots for entry in one.in_use},
+        avoid=avoid,
+        gang=one.gang,
+        exclusive=one.exclusive,
+    )

@@ -1,0 +1,711 @@
+"""The owner: the one master of the tasks that were submitted here.
+
+Source  docs/protocol.md, "Submit", "Outcome", "Cancel".  Pure: events in, effects into the Outbox,
+in order.  This file must not know who coordinates beyond a node id, nor how bytes travel: where to
+grant is decided in `granting.py`, attempts live in `attempts.py`, clients in `sessions.py`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from blackroad.bus.messages import (
+    Busy,
+    Cancel,
+    End,
+    Ended,
+    Facts,
+    Item,
+    Lack,
+    Outcome,
+    Reason,
+    Ref,
+    Rejected,
+    Status,
+    Submit,
+)
+from blackroad.errors import RemoteProtocolError, invariant
+from blackroad.limits import (
+    CRASH_RETRIES,
+    INFRASTRUCTURE_RETRIES,
+    KILLER_ENDINGS_MAX,
+    OWNER_BYTES_MAX,
+    OWNER_TASKS_MAX,
+    UNDECIDED_MS,
+    UNDECIDED_SUBMITS_MAX,
+)
+from blackroad.requirements import explain, from_wire
+from blackroad.router.attempts import Attempts, Late, attempt_row
+from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, Outbox, TaskRow
+from blackroad.router.granting import Granting
+from blackroad.router.nodes_view import NodesView
+from blackroad.router.objects import Pins, Pulls
+from blackroad.router.records import (
+    Attempt,
+    Cause,
+    ClassState,
+    Task,
+    TaskState,
+    Use,
+)
+from blackroad.router.sessions import Sessions
+
+if TYPE_CHECKING:
+    from blackroad.bus.messages import Allocation, ClassSpec, Payload
+    from blackroad.requirements import Ask
+
+_NO_FACTS = Facts()
+_REASONS = {
+    Status.FAILED: "TaskFailed",
+    Status.TIMEOUT: "TaskTimeout",
+    Status.OUT_OF_MEMORY: "OutOfMemory",
+}
+# Of these the work is kept as long as the outcome, so that a person can try it again.
+_KEPT = (End.FAILED, End.QUARANTINED)
+
+
+class Owner:
+    """Tasks and outcomes of one daemon's life."""
+
+    def __init__(
+        self,
+        me: bytes,
+        inc: int,
+        out: Outbox,
+        room_here: Callable[[Ask], int],
+        started_ms: int,
+    ) -> None:
+        self.me = me
+        self.inc = inc
+        self.out = out
+        self.started_ms = started_ms
+        self.tasks: dict[bytes, Task] = {}
+        self.classes: dict[ClassSpec, ClassState] = {}
+        self.by_id: dict[int, ClassState] = {}
+        self.bytes = 0
+        self.view = NodesView(me)
+        self.sessions = Sessions(me, inc, out)
+        self.pins = Pins(out)
+        self._results: Pulls[Late] = Pulls(out)
+        self._inputs: Pulls[_Arrival] = Pulls(out)
+        self.runs = Attempts(me, inc, out, self.view, self.pins, self._results, self)
+        self.granting = Granting(me, inc, self.view, out, room_here, self.runs.grant)
+        self.counters = self.runs.counters
+        self.attempts = self.runs.live
+        self.on_node = self.runs.on_node
+        self.on_renew = self.runs.on_renew
+        self.on_refused = self.runs.on_refused
+        self.on_outcome = self.runs.on_outcome
+        self.on_incarnation = self.runs.on_incarnation
+        self.on_goodbye = self.runs.on_goodbye
+        self.on_flushed = out.on_flushed
+        self._class_serial = 0
+        self._arriving: dict[bytes, _Arrival] = {}
+        self._undecided: list[tuple[bytes, Submit]] = []
+        self._deadlines: list[tuple[int, bytes]] = []
+
+    # --- submit -----------------------------------------------------------------------------------
+
+    def on_submit(self, client: bytes, submit: Submit, now_ms: int) -> None:
+        """Take tasks of one class; the same id again gets the same answer."""
+        session = self.sessions.touch(submit.session, client, now_ms)
+        if session is None:
+            self._reject(client, submit.tasks, "session", "open a session first")
+            return
+        try:
+            from_wire(submit.spec.needs)
+        except RemoteProtocolError as error:
+            self._reject(client, submit.tasks, "needs", str(error)[:512])
+            return
+        if session.user and not submit.spec.user:
+            submit = replace(submit, spec=replace(submit.spec, user=session.user))
+        first = submit.tasks[0].task
+        arriving = self._arriving.get(first)
+        if arriving is not None:
+            # It is on its way already; taken twice, it could run twice.
+            arriving.client = client
+            return
+        missing = self._missing_objects(submit)
+        if missing:
+            arrival = _Arrival(client, submit, {ref.digest for ref in missing})
+            self._arriving[first] = arrival
+            for ref in missing:
+                self._inputs.wait(ref, self.me, client, arrival)
+            return
+        self._accept(client, submit, now_ms)
+
+    def _reject(self, client: bytes, items: Sequence[Item], reason: str, text: str) -> None:
+        ids = tuple(item.task for item in items)
+        self.out.tell(client, Rejected(ids, reason, text))
+
+    def _missing_objects(self, submit: Submit) -> list[Ref]:
+        fresh = [item for item in submit.tasks if item.task not in self.tasks]
+        refs = [item.work for item in fresh if isinstance(item.work, Ref)]
+        if submit.code is not None and fresh:
+            refs.append(submit.code)
+        return [ref for ref in refs if ref.digest not in self.pins]
+
+    def _accept(self, client: bytes, submit: Submit, now_ms: int) -> None:
+        """All bytes are here: decide, journal, answer."""
+        if submit.session not in self.sessions.sessions:
+            self._reject(client, submit.tasks, "session", "the session is over")
+            return
+        fresh = []
+        known = []
+        for item in submit.tasks:
+            task = self.tasks.get(item.task)
+            if task is None:
+                fresh.append(item)
+            elif _same(task, submit, item):
+                known.append(task)
+            else:
+                text = "this id was used for different work"
+                self._reject(client, (item,), "conflict", text)
+        if known:
+            self._answer_known(client, submit.session, known, now_ms)
+        if not fresh:
+            return
+        full = len(self.tasks) + len(fresh) > OWNER_TASKS_MAX or self.bytes > OWNER_BYTES_MAX
+        if full or len(self._undecided) >= UNDECIDED_SUBMITS_MAX:
+            self.out.tell(client, Busy("tasks", 1000, tuple(item.task for item in fresh)))
+            return
+        if not submit.wait_for_node and not self.placeable(submit.spec):
+            if self._undecided_yet(now_ms):
+                self._undecided.append((client, submit))
+            else:
+                self._refuse_unplaceable(client, submit, fresh)
+            return
+        self._take(client, submit, fresh, now_ms)
+
+    def _undecided_yet(self, now_ms: int) -> bool:
+        """Might nodes that can run it still be joining?"""
+        return not self.granting.answered_seq and now_ms - self.started_ms < UNDECIDED_MS
+
+    def _answer_known(
+        self, client: bytes, session: bytes, known: list[Task], now_ms: int
+    ) -> None:
+        ids = tuple(task.id for task in known)
+        if any(task.durable for task in known):
+            self.out.when_flushed(self._tell_accepted, (client, ids), now_ms)
+        else:
+            self._tell_accepted((client, ids), now_ms)
+        for task in known:
+            if task.durable:
+                # Who asks again wants to be told, whoever asked first.
+                task.session = session
+            if task.ended is not None:
+                self.out.when_flushed(self._tell_again, (session, task.ended), now_ms)
+
+    def _tell_accepted(self, told: tuple[bytes, tuple[bytes, ...]], now_ms: int) -> None:
+        self.sessions.accepted(*told)
+
+    def _tell_again(self, told: tuple[bytes, Ended], now_ms: int) -> None:
+        self.sessions.ended(*told, now_ms)
+
+    def _take(self, client: bytes, submit: Submit, items: list[Item], now_ms: int) -> None:
+        cls = self._class(submit.spec)
+        durable = submit.durable
+        session = submit.session
+        for item in items:
+            task = Task(item.task, cls, session, submit.code, item.work, durable, now_ms)
+            task.wait_for_node = submit.wait_for_node
+            if submit.deadline_ms:
+                self._set_deadline(task, now_ms + submit.deadline_ms)
+            if durable:
+                self.out.persist(
+                    TaskRow(
+                        task.id,
+                        submit.spec,
+                        task.code,
+                        task.work,
+                        task.wait_for_node,
+                        submit.deadline_ms,
+                    )
+                )
+            self._enter(task)
+            cls.queue.append(task)
+        cls.queued += len(items)
+        self.granting.dirty(cls)
+        if not durable:
+            self.sessions.attach(session, items)
+        cls.active_ms = now_ms
+        ids = tuple(item.task for item in items)
+        if durable:
+            self.out.when_flushed(self._tell_accepted, (client, ids), now_ms)
+        else:
+            self._tell_accepted((client, ids), now_ms)
+
+    def _enter(self, task: Task) -> None:
+        """Put a new task into the books."""
+        self.tasks[task.id] = task
+        work = task.work
+        if isinstance(work, Ref):
+            self.pins.pin(work.digest)
+        else:
+            self.bytes += len(work)
+        if task.code is not None:
+            self.pins.pin(task.code.digest)
+        task.cls.tasks += 1
+
+    def _class(self, spec: ClassSpec) -> ClassState:
+        cls = self.classes.get(spec)
+        if cls is None:
+            self._class_serial += 1
+            cls = ClassState(self._class_serial, spec, from_wire(spec.needs))
+            self.classes[spec] = cls
+            self.by_id[cls.id] = cls
+            self.granting.demand_changed(urgent=True)
+        return cls
+
+    def _set_deadline(self, task: Task, deadline_ms: int) -> None:
+        task.deadline_ms = deadline_ms
+        heapq.heappush(self._deadlines, (deadline_ms, task.id))
+
+    def placeable(self, spec: ClassSpec) -> bool:
+        """Could the present nodes, if idle, run this?"""
+        able = sum(1 for view in self.view.present() if self.view.fits(view.node, spec.needs))
+        return able >= spec.gang
+
+    def _refuse_unplaceable(self, client: bytes, submit: Submit, items: list[Item]) -> None:
+        nodes = [
+            (view.capabilities.name, view.text, view.capabilities)
+            for view in self.view.present()
+            if view.capabilities is not None
+        ]
+        rows = explain(from_wire(submit.spec.needs), nodes)
+        lacks = tuple(Lack(*(str(cell)[:128] for cell in row)) for row in rows[:64])
+        ids = tuple(item.task for item in items)
+        name = submit.spec.name or "this task"
+        text = f"no node can run `{name}`"
+        if not rows:
+            text = f"`{name}` needs {submit.spec.gang} nodes at once, and fewer can run it"
+        self.out.tell(client, Rejected(ids, "unplaceable", text, lacks, len(nodes)))
+
+    # --- objects ----------------------------------------------------------------------------------
+
+    def on_fetched(self, digest: bytes, now_ms: int) -> None:
+        """An object that a submit or an outcome waits for is here, flushed and checked."""
+        arrivals = self._inputs.over(digest)
+        results = self._results.over(digest)
+        if not arrivals and not results:
+            return
+        self.pins.pin(digest)
+        for arrival in arrivals:
+            if self._arriving.get(arrival.first) is not arrival:
+                continue
+            arrival.missing.discard(digest)
+            arrival.held.append(digest)
+            self.pins.pin(digest)
+            if not arrival.missing:
+                self._accept(arrival.client, arrival.submit, now_ms)
+                self._arrived(arrival)
+        for late in results:
+            self.runs.on_collected(late, now_ms)
+        self.pins.unpin(digest)
+
+    def on_fetch_failed(self, digest: bytes, text: str, now_ms: int, gone: bool = True) -> None:
+        """An object cannot be had: refuse the submit, or count the attempt as lost."""
+        for arrival in self._inputs.over(digest):
+            if self._arriving.get(arrival.first) is arrival:
+                self._reject(arrival.client, arrival.submit.tasks, "no_object", text[:512])
+                self._arrived(arrival)
+        for late in self._results.over(digest):
+            self.runs.on_uncollected(late, gone, now_ms)
+
+    def _arrived(self, arrival: _Arrival) -> None:
+        """Nothing is held for that submit any more; what its tasks need they pin themselves."""
+        del self._arriving[arrival.first]
+        for digest in arrival.held:
+            self.pins.unpin(digest)
+
+    def on_allocation(self, node: bytes, allocation: Allocation, inc: int) -> bool:
+        """Take a coordinator's table; return whether it answers a Demand of mine."""
+        return self.granting.on_allocation(node, allocation, self.by_id, inc)
+
+    # --- what attempts come to --------------------------------------------------------------------
+
+    def attempt_done(self, task: Task, outcome: Outcome, node: bytes, now_ms: int) -> None:
+        """Work that was *done* first is done, whatever was wished meanwhile."""
+        if task.state is not TaskState.ENDED:
+            self._finish(task, End.DONE, "", outcome.result, outcome.facts, node, now_ms)
+
+    def welcomes(self, outcome: Outcome) -> Task | None:
+        """The task that an outcome without a live attempt still counts for: R-outcome-2."""
+        task = self.tasks.get(outcome.task)
+        if task is None or outcome.status is not Status.DONE or task.state is TaskState.ENDED:
+            return None
+        spec = task.cls.spec
+        own = outcome.token in task.past
+        if spec.pure:
+            return task if own or outcome.token.inc != self.inc else None
+        alone = task.state is TaskState.QUEUED and not task.attempts and spec.gang == 1
+        return task if own and alone else None
+
+    def attempt_lost(self, attempt: Attempt, now_ms: int) -> None:
+        """The last proof of an attempt that is not done: stop, give up, or queue again."""
+        task = attempt.task
+        verdict = attempt.verdict
+        if task.state is TaskState.ENDED or verdict is None:
+            return
+        task.last_status = verdict.why
+        outcome = verdict.outcome
+        facts = outcome.facts if outcome is not None else _NO_FACTS
+        if task.stop is not None:
+            if not task.attempts:
+                end, reason = task.stop
+                self._finish(task, end, reason, b"", facts, verdict.node, now_ms)
+            return
+        if attempt.abandoned and (task.state is TaskState.QUEUED or task.attempts):
+            # Another attempt decides.
+            return
+        self._judge(attempt, verdict.cause, outcome, facts, verdict.node, now_ms)
+
+    def _judge(
+        self,
+        attempt: Attempt,
+        cause: Cause,
+        outcome: Outcome | None,
+        facts: Facts,
+        node: bytes,
+        now_ms: int,
+    ) -> None:
+        """Count an ending and decide: R-outcome-4, R-isolate-1."""
+        task = attempt.task
+        spec = task.cls.spec
+        once = spec.once and attempt.ran
+        end, reason = End.FAILED, ""
+        if cause is Cause.USER and outcome is not None:
+            task.failures += 1
+            if once or task.failures > spec.retries:
+                reason = _REASONS[outcome.status]
+        elif cause is Cause.CRASH:
+            task.crashes += 1
+            if once or task.crashes > CRASH_RETRIES:
+                reason = "WorkerCrashed"
+        elif once:
+            end, reason = End.UNKNOWN, "lost"
+        elif cause is Cause.KILLER:
+            task.killers += 1
+            if attempt.isolated and task.killers > KILLER_ENDINGS_MAX:
+                end, reason = End.QUARANTINED, "poison"
+        elif cause is Cause.LOSS:
+            task.losses += 1
+            if task.losses > INFRASTRUCTURE_RETRIES:
+                reason = "Infrastructure"
+                facts = Facts(text=f"lost {task.losses} times, last: {task.last_status}"[:512])
+        if not reason:
+            self._requeue(task, attempt, now_ms)
+            return
+        result = outcome.result if outcome is not None and end is End.FAILED else b""
+        if isinstance(result, Ref) and result.digest not in self.pins:
+            result = b""
+        self._finish(task, end, reason, result, facts, node, now_ms)
+
+    def _requeue(self, task: Task, attempt: Attempt, now_ms: int) -> None:
+        if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
+            self._isolate(task)
+        if task.durable:
+            self.out.persist(attempt_row(task, attempt))
+        self._queue_again(task, now_ms)
+
+    def _queue_again(self, task: Task, now_ms: int) -> None:
+        cls = task.cls
+        task.state = TaskState.QUEUED
+        task.queued_ms = now_ms
+        cls.queue.appendleft(task)
+        cls.queued += 1
+        cls.active_ms = now_ms
+        self.granting.dirty(cls)
+        self._count("requeued")
+
+    def again(self, task: Task, now_ms: int) -> None:
+        """A pure task's node is silent: another attempt may run beside that one."""
+        self._queue_again(task, now_ms)
+
+    def room(self, cls: ClassState) -> None:
+        """Something of this class ended: there may be room for the next."""
+        self.granting.dirty(cls)
+
+    def refused(self, use: Use, reason: Reason, now_ms: int) -> None:
+        """That worker would not take this class now."""
+        self.granting.back_off(use, reason, now_ms)
+
+    def _isolate(self, task: Task) -> None:
+        """Two nodes went down under it: from now on it runs alone."""
+        task.cls.tasks -= 1
+        task.cls = self._class(replace(task.cls.spec, exclusive=True, isolated=True))
+        task.cls.tasks += 1
+        self.out.note("task.isolated", task=task.id)
+
+    # --- the outcome ------------------------------------------------------------------------------
+
+    def _finish(
+        self,
+        task: Task,
+        end: End,
+        reason: str,
+        result: Payload,
+        facts: Facts,
+        node: bytes,
+        now_ms: int,
+    ) -> None:
+        """Set the one outcome; tell it once it is flushed where that was promised."""
+        invariant(task.state is not TaskState.ENDED, "an outcome is set once", task.id)
+        cls = task.cls
+        if task.state is TaskState.QUEUED:
+            cls.queued -= 1
+        task.state = TaskState.ENDED
+        task.stop = None
+        cls.tasks -= 1
+        cls.active_ms = now_ms
+        ended = Ended(task.id, end, reason, result, facts, node, task.tries)
+        task.ended = ended
+        for attempt in task.attempts:
+            self.runs.stop(attempt, now_ms)
+        if isinstance(result, Ref):
+            self.pins.pin(result.digest)
+        self._count(_ENDED[end])
+        if end not in _KEPT:
+            self._let_go(task)
+        if task.durable:
+            self.out.persist(EndRow(task.id, end, reason, result, facts, node, task.tries))
+            self.out.when_flushed(self._tell, task, now_ms)
+        else:
+            self._tell(task, now_ms)
+
+    def _let_go(self, task: Task) -> None:
+        """The work of this task is not needed any more."""
+        work = task.work
+        if isinstance(work, Ref):
+            self.pins.unpin(work.digest)
+        else:
+            self.bytes -= len(work)
+            if task.durable:
+                task.content = blake2b(work, digest_size=32).digest()
+                task.work = b""
+        if task.code is not None:
+            self.pins.unpin(task.code.digest)
+
+    def _tell(self, task: Task, now_ms: int) -> None:
+        ended = task.ended
+        if ended is None or self.tasks.get(task.id) is not task:
+            return
+        told = self.sessions.ended(task.session, ended, now_ms)
+        self.sessions.wake(task.id)
+        if not told and not task.durable:
+            self._forget(task)
+
+    def on_seen(self, session: bytes, ids: Sequence[bytes]) -> None:
+        """The client has these outcomes: attached tasks need not be remembered."""
+        for id_ in ids:
+            self.sessions.seen(session, id_)
+            task = self.tasks.get(id_)
+            if task is None or task.ended is None or task.durable or task.session != session:
+                continue
+            self._forget(task)
+
+    def _forget(self, task: Task) -> None:
+        del self.tasks[task.id]
+        ended = task.ended
+        if ended is None:
+            return
+        if isinstance(ended.result, Ref):
+            self.pins.unpin(ended.result.digest)
+        if ended.end in _KEPT:
+            self._let_go(task)
+
+    def forget_durable(self, id_: bytes) -> None:
+        """Retention is over for an ended durable task."""
+        task = self.tasks.get(id_)
+        if task is not None and task.ended is not None and task.durable:
+            self.out.persist(ForgetRow(id_))
+            self._forget(task)
+
+    # --- cancel, deadline, session end ------------------------------------------------------------
+
+    def on_cancel(self, client: bytes, cancel: Cancel, now_ms: int) -> None:
+        """A wish: the answer is the outcome."""
+        for id_ in cancel.tasks:
+            task = self.tasks.get(id_)
+            if task is not None:
+                self.stop(task, End.CANCELLED, "cancelled", now_ms)
+
+    def stop(self, task: Task, end: End, reason: str, now_ms: int) -> None:
+        """End a task without an outcome: at once if nothing runs, else after the last proof."""
+        if task.state is TaskState.ENDED or task.stop is not None:
+            return
+        if not task.attempts:
+            self._finish(task, end, reason, b"", _NO_FACTS, b"", now_ms)
+            return
+        if task.state is TaskState.QUEUED:
+            task.state = TaskState.GRANTED
+            task.cls.queued -= 1
+        task.stop = (end, reason)
+        for attempt in task.attempts:
+            self.runs.stop(attempt, now_ms)
+
+    def end_session(self, session: bytes, now_ms: int) -> None:
+        """The client is gone: its attached tasks end, its outcomes need no listener."""
+        for id_ in self.sessions.drop(session):
+            task = self.tasks.get(id_)
+            if task is None:
+                continue
+            if task.ended is not None:
+                self._forget(task)
+            else:
+                self.stop(task, End.CANCELLED, "session ended", now_ms)
+
+    # --- nodes, time, settle ----------------------------------------------------------------------
+
+    def on_suspect(self, node: bytes, now_ms: int) -> None:
+        """That node is silent: nothing new there, and only pure tasks may run elsewhere."""
+        self.view.get(node).suspect = True
+        self.runs.on_suspect(node, now_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Bounds, repetitions, deadlines, sessions."""
+        self.granting.tick(now_ms)
+        for session in self.sessions.tick(now_ms):
+            self.end_session(session, now_ms)
+        self.runs.tick(now_ms)
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now_ms:
+            _, id_ = heapq.heappop(deadlines)
+            task = self.tasks.get(id_)
+            if task is not None and task.deadline_ms <= now_ms:
+                self.stop(task, End.EXPIRED, "deadline", now_ms)
+
+    def settle(self, now_ms: int) -> None:
+        """End of a turn: grant what fits, acknowledge, state the demand."""
+        if self._undecided and not self._undecided_yet(now_ms):
+            undecided, self._undecided = self._undecided, []
+            for client, submit in undecided:
+                self._accept(client, submit, now_ms)
+        self.granting.review(now_ms, self.classes)
+        self.granting.settle(now_ms, self.classes, self.by_id)
+        self.runs.send_acks()
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` or `settle` may next have something to do."""
+        soonest = min(
+            self.granting.next_deadline_ms(),
+            self.sessions.next_deadline_ms(),
+            self.runs.next_deadline_ms(),
+        )
+        if self._undecided:
+            soonest = min(soonest, self.started_ms + UNDECIDED_MS)
+        if self._deadlines:
+            soonest = min(soonest, self._deadlines[0][0])
+        return soonest
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+    # --- restart ----------------------------------------------------------------------------------
+
+    def restore(
+        self,
+        rows: Sequence[TaskRow],
+        attempts: Sequence[AttemptRow],
+        ends: Sequence[EndRow],
+        now_ms: int,
+    ) -> None:
+        """Take over what an earlier life of this owner left in the journal.
+
+        Of several attempt rows of a task the last one counts; an attempt that may live gets a
+        fresh full bound from now, and nothing is issued early.
+        """
+        for row in rows:
+            cls = self._class(row.spec)
+            task = Task(row.task, cls, b"", row.code, row.work, True, now_ms)
+            task.wait_for_node = row.wait_for_node
+            if row.deadline_ms:
+                self._set_deadline(task, now_ms + row.deadline_ms)
+            self._enter(task)
+        for end in ends:
+            self._restore_end(end)
+        adopted = []
+        last = {row.task: row for row in attempts}
+        for task in self.tasks.values():
+            if task.state is TaskState.ENDED:
+                continue
+            found = last.get(task.id)
+            if found is not None:
+                self._restore_counts(task, found)
+                if found.members:
+                    adopted.append(self.runs.adopt(task, found, now_ms))
+                    continue
+            task.cls.queue.append(task)
+            task.cls.queued += 1
+            self.granting.dirty(task.cls)
+        for attempt in adopted:
+            self.runs.settle_adopted(attempt, now_ms)
+
+    def _restore_counts(self, task: Task, row: AttemptRow) -> None:
+        task.tries, task.crashes, task.failures = row.tries, row.crashes, row.failures
+        task.losses, task.killers = row.losses, row.killers
+        if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
+            self._isolate(task)
+
+    def _restore_end(self, end: EndRow) -> None:
+        task = self.tasks.get(end.task)
+        if task is None:
+            return
+        task.cls.tasks -= 1
+        task.state = TaskState.ENDED
+        task.tries = end.attempts
+        task.ended = Ended(
+            end.task, end.end, end.reason, end.result, end.facts, end.node, end.attempts
+        )
+        if isinstance(end.result, Ref):
+            self.pins.pin(end.result.digest)
+        if end.end not in _KEPT:
+            self._let_go(task)
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise InvariantBroken where the books contradict each other."""
+        self.runs.check()
+        for cls in self.classes.values():
+            queued = sum(1 for task in cls.queue if task.state is TaskState.QUEUED)
+            invariant(queued == cls.queued, "queued count differs", cls.spec.name, cls.queued)
+            for use in cls.uses.values():
+                invariant(0 <= use.ahead <= use.live, "waiting exceeds live", cls.spec.name)
+        for task in self.tasks.values():
+            if task.state is TaskState.GRANTED:
+                invariant(task.attempts, "granted without an attempt", task.id)
+            live = [one for one in task.attempts if not one.abandoned]
+            pure = task.cls.spec.pure
+            invariant(pure or len(task.attempts) <= 1, "two live attempts", task.id)
+            invariant(len(live) <= 1, "two attempts that count", task.id)
+
+
+_ENDED = {end: f"ended.{end.name.lower()}" for end in End}
+
+
+def _same(task: Task, submit: Submit, item: Item) -> bool:
+    """Is this the content that the task was made from?  Its id alone proves nothing."""
+    if task.spec != submit.spec or task.code != submit.code or task.durable != submit.durable:
+        return False
+    if task.content and isinstance(item.work, bytes):
+        return blake2b(item.work, digest_size=32).digest() == task.content
+    return task.work == item.work
+
+
+class _Arrival:
+    """A Submit whose objects are still on their way."""
+
+    __slots__ = ("client", "first", "held", "missing", "submit")
+
+    def __init__(self, client: bytes, submit: Submit, missing: set[bytes]) -> None:
+        self.client = client
+        self.submit = submit
+        self.first = submit.tasks[0].task
+        self.missing = missing
+        self.held: list[bytes] = []

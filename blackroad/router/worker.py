@@ -1,0 +1,731 @@
+"""The worker: the only authority over this machine's slots, memory and devices.
+
+Source  docs/protocol.md, "Grant and lease".  Pure: stamps are this node's own boot-time clock,
+given as `now_ms`.  This file must not know where tasks come from beyond their owner's node id,
+nor how a process is started or killed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from blackroad.bus.messages import (
+    AttemptState,
+    Facts,
+    Grant,
+    GrantFlag,
+    Listed,
+    Outcome,
+    OutcomeAck,
+    Reason,
+    Recall,
+    Ref,
+    Refused,
+    Renew,
+    Renewed,
+    Status,
+    Supply,
+)
+from blackroad.errors import RemoteProtocolError, invariant
+from blackroad.limits import (
+    FORGET_STEP,
+    KILL_GUARD_MS,
+    LEASE_MS,
+    OUTCOME_RESEND_MS,
+    OUTCOME_RESEND_MS_MAX,
+    RENEW_LISTS_KEPT,
+    RENEW_MS,
+    RENEW_TOKENS_MAX,
+    SPOOL_BYTES_MAX,
+    SPOOL_MS_MAX,
+    TOMBSTONE_LEASES,
+    TOMBSTONES_MAX,
+    WAITING_BYTES_MAX,
+    WAITING_PER_SLOT_MAX,
+)
+from blackroad.requirements import Ledger, fits, from_wire
+from blackroad.router.effects import Extend, Kill, Outbox, SpoolRow, Start, UnspoolRow
+from blackroad.router.objects import Pins, Pulls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from blackroad.bus.messages import Payload
+    from blackroad.capabilities import Capabilities
+    from blackroad.ids import Token
+    from blackroad.requirements import Ask, Lease
+    from blackroad.router.effects import Key
+
+FOREVER_MS = 2**62
+_HOLD = int(GrantFlag.HOLD)
+_GO = int(GrantFlag.GO)
+_EXCLUSIVE = int(GrantFlag.EXCLUSIVE)
+_DURABLE = int(GrantFlag.DURABLE)
+
+
+class State(IntEnum):
+    """An attempt's state on its worker."""
+
+    WAITING = 0
+    HELD = 1
+    RUNNING = 2
+    ENDING = 3
+
+
+_LISTED = {
+    State.WAITING: AttemptState.WAITING,
+    State.HELD: AttemptState.HELD,
+    State.RUNNING: AttemptState.RUNNING,
+    State.ENDING: AttemptState.RUNNING,
+}
+_WHY_STATUS = {"stop": Status.STOPPED, "lapsed": Status.LAPSED, "timeout": Status.TIMEOUT}
+
+
+class Work:
+    """One attempt that this worker has accepted and that has not ended."""
+
+    __slots__ = (
+        "ask",
+        "begun",
+        "bytes",
+        "deadline_ms",
+        "grant",
+        "key",
+        "lease",
+        "missing",
+        "started_ms",
+        "state",
+        "why",
+    )
+
+    def __init__(self, key: Key, grant: Grant, ask: Ask, deadline_ms: int) -> None:
+        self.key = key
+        self.grant = grant
+        self.ask = ask
+        self.deadline_ms = deadline_ms
+        self.state = State.WAITING
+        self.lease: Lease | None = None
+        self.bytes = len(grant.work) if isinstance(grant.work, bytes) else 0
+        self.missing: set[bytes] = set()
+        # A running attempt begins when its last input is here: from then on there is a process.
+        self.begun = False
+        self.started_ms = 0
+        self.why = ""
+
+
+class Spooled:
+    """An outcome that its owner has not acknowledged."""
+
+    __slots__ = ("bytes", "durable", "key", "outcome", "resend_after_ms", "resend_ms", "since_ms")
+
+    def __init__(self, key: Key, outcome: Outcome, durable: bool, now_ms: int) -> None:
+        self.key = key
+        self.outcome = outcome
+        self.durable = durable
+        self.since_ms = now_ms
+        result = outcome.result
+        self.bytes = result.size if isinstance(result, Ref) else len(result)
+        self.resend_after_ms = OUTCOME_RESEND_MS
+        self.resend_ms = FOREVER_MS
+
+
+class Tombstone:
+    """A token that must never start here (again), and what to say when it is asked for."""
+
+    __slots__ = ("reason", "touched_ms")
+
+    def __init__(self, reason: Reason, touched_ms: int) -> None:
+        self.reason = reason
+        self.touched_ms = touched_ms
+
+
+class Correspondent:
+    """What the worker keeps for one owner: its live attempts, and the last Renew lists."""
+
+    __slots__ = ("due_ms", "lists", "live", "rest")
+
+    def __init__(self) -> None:
+        self.live: dict[Key, Work] = {}
+        self.due_ms = FOREVER_MS
+        # What did not fit the last Renew, for the next one.
+        self.rest: list[Key] = []
+        self.lists: deque[tuple[int, frozenset[Token]]] = deque(maxlen=RENEW_LISTS_KEPT)
+
+
+class Worker:
+    """Books, rules and clock of one machine's work."""
+
+    def __init__(
+        self, me: bytes, me_text: str, inc: int, caps: Capabilities, slots: int, out: Outbox
+    ) -> None:
+        self.me = me
+        self.inc = inc
+        self.caps = caps
+        self.slots = slots
+        self.draining = False
+        self.works: dict[Key, Work] = {}
+        self.waiting: dict[Key, Work] = {}
+        self.spool: dict[Key, Spooled] = {}
+        self.tombstones: dict[Key, Tombstone] = {}
+        # Of each owner: no unknown token up to this one ever starts.
+        self.floors: dict[bytes, Token] = {}
+        self.owners: dict[bytes, Correspondent] = {}
+        self.running = 0
+        self.held = 0
+        self.done = 0
+        self.known: set[bytes] = set()
+        self.counters: dict[str, int] = {}
+        self._out = out
+        self._me_text = me_text
+        self._exclusive: Key | None = None
+        self._waiting_bytes = 0
+        self._spool_bytes = 0
+        self._pins = Pins(out)
+        self._pulls: Pulls[Work] = Pulls(out)
+        # No deadline, repetition or Renew is due before these.
+        self._check_ms = FOREVER_MS
+        self._renew_ms = FOREVER_MS
+        self.ledger = self._new_ledger(caps)
+
+    def _new_ledger(self, caps: Capabilities) -> Ledger:
+        gpus = [device.memory_bytes for device in caps.gpus()]
+        return Ledger(self.slots * 10_000, caps.memory_bytes, gpus)
+
+    def set_capabilities(self, caps: Capabilities) -> None:
+        """Take what the hardware probe found; the ledger grows once nothing is out."""
+        self.caps = caps
+        if not self.ledger.leases():
+            self.ledger = self._new_ledger(caps)
+
+    # --- Grant ------------------------------------------------------------------------------------
+
+    def on_grant(self, owner: bytes, grant: Grant, now_ms: int) -> None:
+        """Start, queue, hold or refuse one attempt: R-lease-7, R-lease-8."""
+        key = (owner, grant.token)
+        work = self.works.get(key)
+        if work is not None:
+            self._repeated(work, grant, now_ms)
+            return
+        spooled = self.spool.get(key)
+        if spooled is not None:
+            self._report(spooled, now_ms)
+            return
+        if self._buried(key, now_ms):
+            return
+        if grant.inc != self.inc:
+            self._refuse(key, Reason.INCARNATION, now_ms)
+            return
+        ask, reason = self._judge(owner, grant, now_ms)
+        if ask is None:
+            self._bury(key, reason, now_ms)
+            self._refuse(key, reason, now_ms)
+            return
+        work = Work(key, grant, ask, grant.echo_ms + grant.lease_ms - KILL_GUARD_MS)
+        self._admit(work, now_ms)
+
+    def _buried(self, key: Key, now_ms: int) -> bool:
+        """Must this token never start?  Then say so again, and remember it longer."""
+        tombstone = self.tombstones.pop(key, None)
+        if tombstone is None:
+            return False
+        tombstone.touched_ms = now_ms
+        self.tombstones[key] = tombstone
+        self._refuse(key, tombstone.reason, now_ms)
+        return True
+
+    def _judge(self, owner: bytes, grant: Grant, now_ms: int) -> tuple[Ask | None, Reason]:
+        floor = self.floors.get(owner)
+        if (floor is not None and grant.token <= floor) or grant.echo_ms > now_ms:
+            return None, Reason.LATE
+        # *Go* only ever follows *hold*: a token that is to go but is not held here lapsed.
+        if now_ms >= grant.echo_ms + grant.lease_ms - KILL_GUARD_MS or grant.flags & _GO:
+            return None, Reason.LATE
+        if self.draining:
+            return None, Reason.DRAINING
+        try:
+            requirement = from_wire(grant.spec.needs)
+        except RemoteProtocolError:
+            return None, Reason.NEEDS
+        index = fits(requirement, self.caps, self._me_text)
+        if index < 0:
+            return None, Reason.NEEDS
+        return requirement.alternatives[index], Reason.FULL
+
+    def _admit(self, work: Work, now_ms: int) -> None:
+        """Put a sound grant where it belongs, or refuse it for want of room."""
+        if work.grant.flags & _HOLD:
+            if self._reserve(work):
+                self._keep(work, State.HELD)
+                self.held += 1
+                self._ask_for_objects(work)
+                self._renew_now(work.key[0], now_ms)
+                return
+        elif not self.waiting and self._reserve(work):
+            self._keep(work, State.RUNNING)
+            self.running += 1
+            self._ask_for_objects(work)
+            self._begin(work, now_ms)
+            return
+        elif (
+            len(self.waiting) < WAITING_PER_SLOT_MAX * self.slots
+            and self._waiting_bytes + work.bytes <= WAITING_BYTES_MAX
+        ):
+            self._keep(work, State.WAITING)
+            self.waiting[work.key] = work
+            self._waiting_bytes += work.bytes
+            self._ask_for_objects(work)
+            self._start_waiting(now_ms)
+            return
+        self._bury(work.key, Reason.FULL, now_ms)
+        self._refuse(work.key, Reason.FULL, now_ms)
+
+    def _repeated(self, work: Work, grant: Grant, now_ms: int) -> None:
+        """The same token again: never a second start."""
+        if work.state is not State.HELD:
+            return
+        if grant.flags & _GO and grant.inc == self.inc and now_ms < work.deadline_ms:
+            self.held -= 1
+            self.running += 1
+            work.state = State.RUNNING
+            self._begin(work, now_ms)
+        else:
+            self._renew_now(work.key[0], now_ms)
+
+    def _keep(self, work: Work, state: State) -> None:
+        work.state = state
+        self.works[work.key] = work
+        node = work.key[0]
+        owner = self.owners.get(node)
+        if owner is None:
+            owner = self.owners[node] = Correspondent()
+        owner.live[work.key] = work
+        grant = work.grant
+        due_ms = grant.echo_ms + min(RENEW_MS, grant.lease_ms // 4)
+        if due_ms < owner.due_ms:
+            owner.due_ms = due_ms
+            self._renew_ms = min(self._renew_ms, due_ms)
+        self._check_ms = min(self._check_ms, work.deadline_ms)
+
+    # --- room, start, end -------------------------------------------------------------------------
+
+    def _reserve(self, work: Work) -> bool:
+        """Take the attempt's resources from the ledger, or nothing."""
+        if self._exclusive is not None:
+            return False
+        exclusive = bool(work.grant.flags & _EXCLUSIVE)
+        if exclusive and self.ledger.leases():
+            return False
+        work.lease = self.ledger.take(work.ask)
+        if work.lease is None:
+            return False
+        if exclusive:
+            self._exclusive = work.key
+        return True
+
+    def _begin(self, work: Work, now_ms: int) -> None:
+        """Start the process of a running attempt, once all it needs is here."""
+        lease = work.lease
+        if work.missing or work.begun or lease is None:
+            return
+        work.begun = True
+        work.started_ms = now_ms
+        grant = work.grant
+        if grant.spec.timeout_ms:
+            self._check_ms = min(self._check_ms, now_ms + grant.spec.timeout_ms)
+        devices = tuple(index for index, _ in lease.gpus) if lease.gpus else ()
+        self._out.add(
+            Start(
+                work.key,
+                grant.task,
+                grant.spec,
+                grant.code,
+                grant.work,
+                grant.attempt,
+                devices,
+                work.deadline_ms,
+            )
+        )
+
+    def _start_waiting(self, now_ms: int) -> None:
+        """Start what waits, oldest first; what needs more than is free does not stop the rest."""
+        if not self.waiting or self._exclusive is not None:
+            return
+        started = []
+        for key, work in self.waiting.items():
+            if now_ms >= work.deadline_ms:
+                continue
+            if self._reserve(work):
+                started.append(key)
+                work.state = State.RUNNING
+                self.running += 1
+                self._begin(work, now_ms)
+            elif work.ask.cpu_units <= 10_000 and not work.ask.gpu and not work.ask.memory_bytes:
+                break
+        for key in started:
+            self._waiting_bytes -= self.waiting.pop(key).bytes
+
+    def _release(self, work: Work) -> None:
+        """Give back what the attempt held; it is no longer live."""
+        key = work.key
+        del self.works[key]
+        if work.lease is not None:
+            self.ledger.give(work.lease)
+            work.lease = None
+        if self._exclusive == key:
+            self._exclusive = None
+        owner = self.owners[key[0]]
+        del owner.live[key]
+        if not owner.live:
+            owner.due_ms = FOREVER_MS
+        for part in (work.grant.code, work.grant.work):
+            if isinstance(part, Ref):
+                self._pins.unpin(part.digest)
+
+    def on_finished(
+        self, key: Key, status: Status, result: Payload, facts: Facts, now_ms: int
+    ) -> None:
+        """The attempt's processes are gone, and this is what it left."""
+        work = self.works.get(key)
+        if work is None or work.state not in (State.RUNNING, State.ENDING):
+            return
+        if work.state is State.ENDING and status is not Status.DONE:
+            status = _WHY_STATUS.get(work.why, status)
+        self.running -= 1
+        self.done += 1
+        self._end(work, Outcome(key[1], work.grant.task, self.inc, status, result, facts), now_ms)
+        self._start_waiting(now_ms)
+
+    def on_gone(self, key: Key, now_ms: int) -> None:
+        """A killed attempt is proven gone and left no result."""
+        work = self.works.get(key)
+        if work is not None and work.state is State.ENDING:
+            status = _WHY_STATUS.get(work.why, Status.STOPPED)
+            self.on_finished(key, status, b"", Facts(text=work.why), now_ms)
+
+    def _kill(self, work: Work, why: str, now_ms: int) -> None:
+        if work.state is not State.RUNNING:
+            return
+        work.state, work.why = State.ENDING, why
+        if work.begun:
+            self._out.add(Kill(work.key, why))
+        else:
+            self.on_gone(work.key, now_ms)
+
+    def _drop(self, work: Work, reason: Reason, now_ms: int) -> None:
+        """Give back an attempt that never started."""
+        self._unlist(work)
+        self._release(work)
+        self._bury(work.key, reason, now_ms)
+        self._refuse(work.key, reason, now_ms)
+
+    def _unlist(self, work: Work) -> None:
+        if work.state is State.WAITING:
+            del self.waiting[work.key]
+            self._waiting_bytes -= work.bytes
+        elif work.state is State.HELD:
+            self.held -= 1
+        else:
+            self.running -= 1
+
+    # --- outcomes ---------------------------------------------------------------------------------
+
+    def _end(self, work: Work, outcome: Outcome, now_ms: int) -> None:
+        """An attempt ended: its outcome is owed; a durable one is flushed before it is told."""
+        self._release(work)
+        durable = bool(work.grant.flags & _DURABLE)
+        spooled = Spooled(work.key, outcome, durable, now_ms)
+        self._owe(spooled)
+        if durable:
+            self._out.persist(SpoolRow(work.key[0], outcome))
+            self._out.when_flushed(self._report, spooled, now_ms)
+        else:
+            self._report(spooled, now_ms)
+
+    def _owe(self, spooled: Spooled) -> None:
+        self.spool[spooled.key] = spooled
+        self._spool_bytes += spooled.bytes
+        if isinstance(spooled.outcome.result, Ref):
+            self._pins.pin(spooled.outcome.result.digest)
+        while self._spool_bytes > SPOOL_BYTES_MAX and len(self.spool) > 1:
+            self._give_up(next(iter(self.spool.values())), spooled.since_ms)
+
+    def _report(self, spooled: Spooled, now_ms: int) -> None:
+        """Send an outcome, again until it is acknowledged."""
+        if self.spool.get(spooled.key) is not spooled:
+            return
+        spooled.resend_ms = now_ms + spooled.resend_after_ms
+        self._check_ms = min(self._check_ms, spooled.resend_ms)
+        self._out.send(spooled.key[0], spooled.outcome)
+
+    def _settled(self, spooled: Spooled, now_ms: int) -> None:
+        """Nobody asks for that outcome any more: forget it, remember the token."""
+        key = spooled.key
+        del self.spool[key]
+        self._spool_bytes -= spooled.bytes
+        if isinstance(spooled.outcome.result, Ref):
+            self._pins.unpin(spooled.outcome.result.digest)
+        if spooled.durable:
+            self._out.persist(UnspoolRow(key[0], key[1]))
+        self._bury(key, Reason.LATE, now_ms)
+
+    def _give_up(self, spooled: Spooled, now_ms: int) -> None:
+        self.counters["spool_dropped"] = self.counters.get("spool_dropped", 0) + 1
+        self._settled(spooled, now_ms)
+
+    def restore(self, rows: Sequence[SpoolRow], now_ms: int) -> None:
+        """Take over outcomes that an earlier life owes, and send them."""
+        for row in rows:
+            spooled = Spooled((row.owner, row.outcome.token), row.outcome, True, now_ms)
+            self._owe(spooled)
+            self._report(spooled, now_ms)
+
+    # --- other messages ---------------------------------------------------------------------------
+
+    def on_recall(self, owner: bytes, recall: Recall, now_ms: int) -> None:
+        """Give back unless started; with `stop`, end it whatever it does."""
+        key = (owner, recall.token)
+        work = self.works.get(key)
+        if work is None:
+            spooled = self.spool.get(key)
+            if spooled is not None:
+                self._report(spooled, now_ms)
+            elif not self._buried(key, now_ms):
+                self._bury(key, Reason.RECALLED, now_ms)
+                self._refuse(key, Reason.RECALLED, now_ms)
+        elif work.state in (State.WAITING, State.HELD):
+            self._drop(work, Reason.RECALLED, now_ms)
+            self._start_waiting(now_ms)
+        elif recall.stop:
+            self._kill(work, "stop", now_ms)
+
+    def on_renewed(self, owner: bytes, renewed: Renewed, now_ms: int) -> None:
+        """Move the deadlines of what that very Renew listed and the owner did not refuse."""
+        correspondent = self.owners.get(owner)
+        if renewed.inc != self.inc or correspondent is None:
+            return
+        listed = next((t for stamp, t in correspondent.lists if stamp == renewed.stamp_ms), None)
+        if listed is None:
+            return
+        refused = frozenset(renewed.refused)
+        for key, work in list(correspondent.live.items()):
+            token = key[1]
+            if token not in listed:
+                continue
+            if token in refused:
+                self._owner_refuses(work, now_ms)
+            elif now_ms < work.deadline_ms:
+                deadline_ms = renewed.stamp_ms + work.grant.lease_ms - KILL_GUARD_MS
+                if deadline_ms > work.deadline_ms:
+                    work.deadline_ms = deadline_ms
+                    if work.begun:
+                        self._out.add(Extend(key, deadline_ms))
+        self._start_waiting(now_ms)
+
+    def _owner_refuses(self, work: Work, now_ms: int) -> None:
+        if work.state is State.RUNNING:
+            self._kill(work, "stop", now_ms)
+        elif work.state in (State.WAITING, State.HELD):
+            self._drop(work, Reason.RECALLED, now_ms)
+
+    def on_outcome_ack(self, owner: bytes, ack: OutcomeAck, now_ms: int) -> None:
+        """The owner has the outcome: forget the result, remember the token."""
+        for token in ack.tokens:
+            spooled = self.spool.get((owner, token))
+            if spooled is not None:
+                self._settled(spooled, now_ms)
+
+    def drain(self, on: bool, now_ms: int) -> None:
+        """Take nothing new and hand back what has not started; or take work again."""
+        self.draining = on
+        if on:
+            for work in [w for w in self.works.values() if w.state in (State.WAITING, State.HELD)]:
+                self._drop(work, Reason.DRAINING, now_ms)
+
+    # --- objects ----------------------------------------------------------------------------------
+
+    def _ask_for_objects(self, work: Work) -> None:
+        """Fetch what the attempt lacks; all it needs stays here while it is live."""
+        for ref in (work.grant.code, work.grant.work):
+            if not isinstance(ref, Ref):
+                continue
+            self._pins.pin(ref.digest)
+            if ref.digest not in self.known:
+                work.missing.add(ref.digest)
+                self._pulls.wait(ref, work.key[0], b"", work)
+
+    def on_fetched(self, digest: bytes, now_ms: int) -> None:
+        """An object is here."""
+        self.known.add(digest)
+        for work in self._pulls.over(digest):
+            work.missing.discard(digest)
+            if work.state is State.RUNNING and self.works.get(work.key) is work:
+                self._begin(work, now_ms)
+
+    def on_fetch_failed(self, digest: bytes, text: str, now_ms: int) -> None:
+        """An object cannot be had: what needs it cannot run here."""
+        for work in self._pulls.over(digest):
+            if self.works.get(work.key) is not work or work.begun:
+                continue
+            if work.state is State.ENDING:
+                continue
+            self._unlist(work)
+            facts = Facts(text=text[:512])
+            outcome = Outcome(
+                work.key[1], work.grant.task, self.inc, Status.NO_INPUT, b"", facts
+            )
+            self._end(work, outcome, now_ms)
+        self._start_waiting(now_ms)
+
+    def on_evicted(self, digest: bytes) -> None:
+        """An object left the store: ask again when it is needed."""
+        self.known.discard(digest)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        """Deadlines first, then repetitions and Renews."""
+        if now_ms >= self._check_ms:
+            self._check(now_ms)
+        if now_ms >= self._renew_ms:
+            self._renew_due(now_ms)
+        horizon_ms = now_ms - TOMBSTONE_LEASES * LEASE_MS
+        for _ in range(FORGET_STEP):
+            key = next(iter(self.tombstones), None)
+            if key is None or self.tombstones[key].touched_ms >= horizon_ms:
+                break
+            self._forget(key)
+
+    def _check(self, now_ms: int) -> None:
+        """Look at every deadline and every repetition; note when the next one comes."""
+        dropped = False
+        for work in list(self.works.values()):
+            if work.state is State.RUNNING:
+                timeout_ms = work.grant.spec.timeout_ms
+                if now_ms >= work.deadline_ms:
+                    self._kill(work, "lapsed", now_ms)
+                elif timeout_ms and work.begun and now_ms - work.started_ms >= timeout_ms:
+                    self._kill(work, "timeout", now_ms)
+            elif work.state is not State.ENDING and now_ms >= work.deadline_ms:
+                self._drop(work, Reason.LAPSED, now_ms)
+                dropped = True
+        for spooled in list(self.spool.values()):
+            if now_ms - spooled.since_ms >= SPOOL_MS_MAX:
+                self._give_up(spooled, now_ms)
+            elif now_ms >= spooled.resend_ms:
+                spooled.resend_after_ms = min(OUTCOME_RESEND_MS_MAX, 2 * spooled.resend_after_ms)
+                self._report(spooled, now_ms)
+        if dropped:
+            self._start_waiting(now_ms)
+        self._check_ms = self._soonest_ms()
+
+    def _soonest_ms(self) -> int:
+        soonest = min((one.resend_ms for one in self.spool.values()), default=FOREVER_MS)
+        for work in self.works.values():
+            if work.state is State.ENDING:
+                continue
+            soonest = min(soonest, work.deadline_ms)
+            timeout_ms = work.grant.spec.timeout_ms
+            if timeout_ms and work.begun:
+                soonest = min(soonest, work.started_ms + timeout_ms)
+        return soonest
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` may next have something to do."""
+        return min(self._check_ms, self._renew_ms)
+
+    # --- Renew, Refused, tombstones ---------------------------------------------------------------
+
+    def _renew_due(self, now_ms: int) -> None:
+        for node, owner in self.owners.items():
+            if owner.due_ms <= now_ms:
+                self._renew_now(node, now_ms)
+        self._renew_ms = min((one.due_ms for one in self.owners.values()), default=FOREVER_MS)
+
+    def _renew_now(self, node: bytes, now_ms: int) -> None:
+        """List the live attempts of one owner at this stamp; what is too much comes next."""
+        owner = self.owners[node]
+        if owner.lists and owner.lists[-1][0] >= now_ms:
+            # The answer to a shorter list must not confirm what only a longer one names.
+            owner.due_ms = owner.lists[-1][0] + 1
+            self._renew_ms = min(self._renew_ms, owner.due_ms)
+            return
+        keys = [key for key in owner.rest if key in owner.live] or list(owner.live)
+        owner.rest = keys[RENEW_TOKENS_MAX:]
+        listed = []
+        every_ms = RENEW_MS
+        for key in keys[:RENEW_TOKENS_MAX]:
+            work = owner.live[key]
+            listed.append(Listed(key[1], _LISTED[work.state]))
+            every_ms = min(every_ms, work.grant.lease_ms // 4)
+        if not listed:
+            owner.due_ms = FOREVER_MS
+            return
+        owner.due_ms = now_ms + (1 if owner.rest else every_ms)
+        self._renew_ms = min(self._renew_ms, owner.due_ms)
+        owner.lists.append((now_ms, frozenset(one.token for one in listed)))
+        self._out.send(node, Renew(self.inc, now_ms, tuple(listed)))
+
+    def _refuse(self, key: Key, reason: Reason, now_ms: int) -> None:
+        self.counters[reason.name] = self.counters.get(reason.name, 0) + 1
+        self._out.send(key[0], Refused(key[1], self.inc, now_ms, reason))
+
+    def _bury(self, key: Key, reason: Reason, now_ms: int) -> None:
+        self.tombstones.pop(key, None)
+        self.tombstones[key] = Tombstone(reason, now_ms)
+        if len(self.tombstones) > TOMBSTONES_MAX:
+            self._forget(next(iter(self.tombstones)))
+
+    def _forget(self, key: Key) -> None:
+        """Forget a token for good: of its owner no unknown token up to it starts from now on."""
+        del self.tombstones[key]
+        owner, token = key
+        floor = self.floors.get(owner)
+        if floor is None or token > floor:
+            self.floors[owner] = token
+
+    # --- questions --------------------------------------------------------------------------------
+
+    def supply(self) -> Supply:
+        """The ledger as Heartbeats tell it."""
+        totals, free = self.ledger.totals, self.ledger.free()
+        return Supply(
+            cpu_units=totals.cpu_units,
+            memory_bytes=totals.memory_bytes,
+            gpu_bytes=totals.gpus,
+            free_cpu_units=free.cpu_units,
+            free_memory_bytes=free.memory_bytes,
+            running=self.running + self.held,
+            waiting=len(self.waiting),
+            draining=self.draining,
+            done=self.done,
+        )
+
+    def room_for(self, ask: Ask) -> int:
+        """How many more attempts of this ask could start here now."""
+        if self.draining or self._exclusive is not None or self.waiting:
+            return 0
+        return self.ledger.room_for(ask)
+
+    def check(self) -> None:
+        """Raise InvariantBroken where the books contradict each other."""
+        self.ledger.check()
+        works = self.works.values()
+        states = [work.state for work in works]
+        out = sum(1 for work in works if work.lease is not None)
+        invariant(out == self.ledger.leases(), "leases and ledger differ")
+        invariant(states.count(State.WAITING) == len(self.waiting), "waiting queue differs")
+        invariant(states.count(State.HELD) == self.held, "held count differs")
+        busy = states.count(State.RUNNING) + states.count(State.ENDING)
+        invariant(busy == self.running, "running count differs")
+        invariant(len(self.tombstones) <= TOMBSTONES_MAX, "too many tombstones")
+        invariant(
+            sum(len(owner.live) for owner in self.owners.values()) == len(works),
+            "live count differs",
+        )
+        invariant(not any(key in self.spool for key in self.works), "live and ended at once")
+        invariant(
+            all(self._check_ms <= work.deadline_ms for work in works if work.state != State.ENDING),
+            "a deadline would be missed",
+        )

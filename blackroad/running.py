@@ -1,0 +1,185 @@
+"""The daemon's hands on its tasks: launches, ends, output, results.
+
+Edge.  Turns Start and Kill into pool calls and what the pool reports into events.  What becomes
+of a task is decided in the node, never here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from blackroad.bus import messages as m
+from blackroad.errors import BlackroadError, invariant
+from blackroad.ids import text32
+from blackroad.node import AnyEvent, Finished, Killed
+from blackroad.router.worker import State
+from blackroad.runtime import pool as tasks
+from blackroad.runtime.output import OutputStore, Page
+
+if TYPE_CHECKING:
+    from blackroad.node import Node
+    from blackroad.router import effects as fx
+    from blackroad.runtime.objects import ObjectStore
+
+LABELS_MAX = 4_096
+LOG_PAGE_BYTES = 48 * 1024
+
+
+class Running:
+    """All tasks of one daemon that have processes, or had them a moment ago."""
+
+    def __init__(
+        self,
+        node: Node,
+        pool: tasks.Pool,
+        store: ObjectStore,
+        emit: Callable[[AnyEvent], None],
+        log: Any,
+    ) -> None:
+        self.found_environment: Mapping[str, str] = {}
+        self._node = node
+        self._pool = pool
+        self._store = store
+        self._emit = emit
+        self._log = log
+        self._output = OutputStore()
+        self._labels: OrderedDict[fx.Key, str] = OrderedDict()
+        self._code_paths: dict[bytes, str] = {}
+
+    # --- start and stop ---------------------------------------------------------------------------
+
+    def launch(self, start: fx.Start) -> None:
+        """Hand an attempt to the pool, with its code and work from wherever they are."""
+        code_digest = b""
+        code_path: str | None = ""
+        if start.code is not None:
+            code_digest = start.code.digest
+            code_path = self._code_paths.get(code_digest) or self._store.path(code_digest)
+            if code_path:
+                self._code_paths[code_digest] = code_path
+        work = start.work
+        work_path: str | None = ""
+        if isinstance(work, m.Ref):
+            work_path = self._store.path(work.digest)
+            work = b""
+        if code_path is None or work_path is None:
+            text = "its code or input left the object store before it could start"
+            self._lost(start.key, text)
+            return
+        environment = self.found_environment
+        if start.devices:
+            devices = ",".join(map(str, start.devices))
+            environment = {**environment, "BLACKROAD_DEVICES": devices}
+        run = tasks.Run(
+            task_id=text32(start.task),
+            token=(start.key[1].inc, start.key[1].serial),
+            attempt=start.attempt,
+            node=self._node.name,
+            work=work,
+            work_path=work_path,
+            code_digest=code_digest,
+            code_path=code_path,
+            environment=environment,
+            deadline_ms=self._node.worker.works[start.key].deadline_ms,
+        )
+        try:
+            self._pool.launch(start.key, run)
+        except BlackroadError as error:
+            self._log.error("task.unstarted", error=error.message, hint=error.hint)
+            self._lost(start.key, error.message)
+
+    def kill(self, key: fx.Key, why: str) -> None:
+        """End an attempt with everything it started."""
+        self._pool.kill(key, why)
+
+    def extend(self) -> None:
+        """Tell the fork server until when each attempt may run, should this loop stand still."""
+        for key, work in self._node.worker.works.items():
+            if work.state is State.RUNNING:
+                self._pool.extend(key, work.deadline_ms)
+
+    def dropped(self, digest: bytes) -> None:
+        """An object left the store."""
+        self._code_paths.pop(digest, None)
+
+    # --- what the pool reports --------------------------------------------------------------------
+
+    def on_event(self, event: tasks.PoolEvent) -> None:
+        """Turn one report into events of the node."""
+        match event:
+            case tasks.Finished():
+                self._on_finished(event)
+            case tasks.Output():
+                self._on_output(event)
+            case tasks.Crashed():
+                status = m.Status.NO_INPUT if event.lost else m.Status.CRASHED
+                facts = m.Facts(exit_status=event.exit_status, text=event.text[:512])
+                self._ended(event.key, status, b"", facts)
+            case tasks.Gone():
+                if event.why == "deadline":
+                    # The fork server held the lease while this loop did not.
+                    self._ended(event.key, m.Status.LAPSED, b"", m.Facts(text="lease ended"))
+                else:
+                    key = _key(event.key)
+                    self._output.ended(key)
+                    self._emit(Killed(key))
+            case tasks.Problem():
+                error = event.error
+                self._log.error("pool.problem", error=error.message, hint=error.hint)
+            case tasks.Clean():
+                if event.killed:
+                    self._log.warning("pool.leftovers", killed=event.killed)
+
+    def _on_finished(self, event: tasks.Finished) -> None:
+        result: m.Payload = event.result
+        if event.path:
+            try:
+                self._store.adopt(event.path, event.digest, event.size)
+            except BlackroadError as error:
+                self._lost(_key(event.key), f"its result cannot be kept: {error.message}")
+                return
+            result = m.Ref(event.digest, event.size)
+        facts = event.facts
+        status = m.Status.DONE if event.status == "done" else m.Status.FAILED
+        exit_status = facts.get("exit_status")
+        told = m.Facts(
+            int(facts.get("run_us", 0)),
+            int(exit_status) if exit_status is not None else None,
+            str(facts.get("backend", ""))[:64],
+            "",
+            str(facts.get("type_name", ""))[:128],
+        )
+        self._ended(event.key, status, result, told)
+
+    def _ended(self, key: object, status: m.Status, result: m.Payload, facts: m.Facts) -> None:
+        known = _key(key)
+        self._output.ended(known)
+        self._emit(Finished(known, status, result, facts))
+
+    def _lost(self, key: fx.Key, text: str) -> None:
+        """Not the task's fault: it will be started again."""
+        self._emit(Finished(key, m.Status.NO_INPUT, b"", m.Facts(text=text[:512])))
+
+    # --- output -----------------------------------------------------------------------------------
+
+    def _on_output(self, event: tasks.Output) -> None:
+        key = _key(event.key)
+        work = self._node.worker.works.get(key)
+        if key not in self._labels and work is not None:
+            self._labels[key] = text32(work.grant.task)
+            if len(self._labels) > LABELS_MAX:
+                self._labels.popitem(last=False)
+        self._output.append(key, event.stream, event.data)
+
+    def printed(self, task: str, offset: int) -> Page | None:
+        """What the newest attempt of a task on this machine printed, from a position on."""
+        found = self._output.newest(lambda key: self._labels.get(_key(key), "").startswith(task))
+        return self._output.read(found, offset, LOG_PAGE_BYTES) if found is not None else None
+
+
+def _key(key: object) -> fx.Key:
+    """The pool gives back the very key it was given."""
+    invariant(isinstance(key, tuple), "a key that is none came back from the pool", key)
+    return key  # type: ignore[return-value]
