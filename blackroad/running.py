@@ -142,10 +142,13 @@ class Running:
                 return
             result = m.Ref(event.digest, event.size)
         facts = event.facts
+        if "disk_problem" in facts:
+            self._lost(_key(event.key), f"no room for its result: {facts['disk_problem']}")
+            return
         status = m.Status.DONE if event.status == "done" else m.Status.FAILED
         exit_status = facts.get("exit_status")
         told = m.Facts(
-            int(facts.get("run_us", 0)),
+            int(facts.get("elapsed_us", 0)),
             int(exit_status) if exit_status is not None else None,
             str(facts.get("backend", ""))[:64],
             "",

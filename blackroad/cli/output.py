@@ -61,6 +61,12 @@ def say(text: str = "") -> None:
     click.echo(text)
 
 
+def say_as_it_is(text: str) -> None:
+    """Print what a task printed, at once and with the colours it chose."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """Print a line beside the answer, where it disturbs no pipe."""
     click.echo(text, err=True)

@@ -167,7 +167,7 @@ def wait_for_one(client: Client, future: TaskFuture, job: Job, wanted: Wanted) -
     Raises  what the task raised.
     """
     shows_output = job.kind == "command" and not wanted.as_json and wanted.file is None
-    reader = waiting.LogReader(client, future.task_id, _put_output)
+    reader = waiting.LogReader(client, future.task_id, _print_output)
     each_turn = (lambda: _read_on(reader)) if shows_output else (lambda: None)
     try:
         with _progress(job.target, lambda: (int(future.done()), 1), shown=not shows_output):
@@ -188,9 +188,8 @@ def wait_for_one(client: Client, future: TaskFuture, job: Job, wanted: Wanted) -
     _show(value, wanted, _about(future, job), job)
 
 
-def _put_output(told: dict[str, Any]) -> None:
-    sys.stdout.write(told["text"])
-    sys.stdout.flush()
+def _print_output(told: dict[str, Any]) -> None:
+    output.say_as_it_is(told["text"])
 
 
 def _read_on(reader: waiting.LogReader) -> None:
@@ -248,7 +247,7 @@ def _one_of_many(client: Client, future: TaskFuture, job: Job, wanted: Wanted) -
             waiting.settled(client, future, lambda: None)
         finally:
             if future.done():
-                _read_on(waiting.LogReader(client, future.task_id, _put_output))
+                _read_on(waiting.LogReader(client, future.task_id, _print_output))
         return {"state": "done"}
     value = waiting.settled(client, future, lambda: None)
     return results.present(value, file_for(wanted.file, job), wanted.as_json)

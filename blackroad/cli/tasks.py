@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from blackroad.client.client import Client
 
 LIVE: Final = ("queued", "waiting", "running", "collecting", "cancelling", "expiring")
-ENDED: Final = ("done", "failed", "cancelled", "expired", "quarantined", "unknown")
-STATES: Final = (*LIVE, *ENDED)
+STATES: Final = (*LIVE, *waiting.ENDED)
 STYLES: Final = {
     "done": "green",
     "running": "cyan",
@@ -174,13 +173,9 @@ def logs_command(task: str, follow: bool, as_json: bool) -> None:
 
 
 def _print_log(told: dict[str, Any]) -> None:
-    import sys
-
     if told["cut"]:
         output.note(f"({told['cut']} bytes are not kept any more)")
-    # As it was printed: colours of the task's own programs are welcome.
-    click.echo(told["text"], nl=False)
-    sys.stdout.flush()
+    output.say_as_it_is(told["text"])
 
 
 # --- why ----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from blackroad.client.client import Client
     from blackroad.client.futures import TaskFuture
 
+ENDED: Final = ("done", "failed", "cancelled", "expired", "quarantined", "unknown")
 STEP_S: Final = 1.0
 ASK_S: Final = 5.0
 PATIENCE_S: Final = 30.0
@@ -141,7 +142,7 @@ class LogReader:
             self.printed = True
             self._put(told)
         self._offset = told["end"]
-        return told["state"] in _ENDED
+        return told["state"] in ENDED
 
     def follow(self) -> None:
         """Pass on what comes, until the task has ended.
@@ -158,5 +159,3 @@ class LogReader:
                 patience.bear(error)
             time.sleep(FOLLOW_S)
 
-
-_ENDED: Final = frozenset({"done", "failed", "cancelled", "expired", "quarantined", "unknown"})

@@ -92,7 +92,10 @@ class Exchange:
             return
         pull = _Pull(ref, holder, client, Puller(ref.digest, ref.size), writer)
         self._pulls[ref.digest] = pull
-        self._ask(pull, now_ms)
+        if pull.puller.complete:
+            self._finish(pull)
+        else:
+            self._ask(pull, now_ms)
 
     def _ask(self, pull: _Pull, now_ms: int) -> None:
         for offset, chunks in pull.puller.wants(now_ms):
@@ -132,16 +135,25 @@ class Exchange:
             complete = pull.puller.on_chunk(chunk.offset, chunk.data, now_ms)
             if complete is not None:
                 pull.writer.write(chunk.offset, chunk.data)
-            if complete:
-                del self._pulls[chunk.digest]
-                pull.writer.finish()
-                self._arrived(chunk.digest)
-            else:
-                self._ask(pull, now_ms)
         except RemoteProtocolError:
             self._count("breach.bulk")
         except BlackroadError as error:
             self._end(pull, error.message)
+        else:
+            if complete:
+                self._finish(pull)
+            else:
+                self._ask(pull, now_ms)
+
+    def _finish(self, pull: _Pull) -> None:
+        """All bytes are here: if they are the right ones, so is the object."""
+        del self._pulls[pull.ref.digest]
+        try:
+            pull.writer.finish()
+        except BlackroadError as error:
+            self._end(pull, error.message)
+        else:
+            self._arrived(pull.ref.digest)
 
     def on_gone(self, digest: bytes) -> None:
         """The holder does not have it."""

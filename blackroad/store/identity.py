@@ -20,6 +20,7 @@ from blackroad.ids import incarnation, node_id_from_key
 IDENTITY_FILE = "identity.json"
 COUNTER_FILE = "incarnation"
 LOCK_FILE = "lock"
+KEY_BYTES = 32
 
 
 class Life(NamedTuple):
@@ -47,31 +48,46 @@ class StateDirectory:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateDirectoryProblem(
-                f"cannot use the state directory {self.path}: {error.strerror}",
-                hint="give this user write access to it, or set `state_dir` to another one",
-            ) from None
+            raise self._unusable(error) from None
+        try:
+            self._take(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._lock = fd
+
+    def _take(self, fd: int) -> None:
+        """Lock the lock file, and write into it who has it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+        except BlockingIOError:
             holder = os.read(fd, 32).decode("ascii", "replace").strip()
-            os.close(fd)
             raise AlreadyRunning(
                 f"another daemon{f' (pid {holder})' if holder else ''} uses the state directory "
                 f"{self.path}",
                 hint="use that one, stop it first, or give this one its own `state_dir`",
             ) from None
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        self._lock = fd
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> StateDirectoryProblem:
+        return StateDirectoryProblem(
+            f"cannot use the state directory {self.path}: {LOCK_FILE}: {error.strerror}",
+            hint="give this user write access to it and free some space, or set `state_dir` to "
+            "another one",
+        )
 
     def begin_life(self) -> Life:
         """Read or make the key pair, raise the incarnation counter, and flush it.
 
         Raises  StateDirectoryProblem where either file is unreadable or damaged.
         """
-        public_key = self._public_key()
+        # In this order: a first start that is cut short leaves a counter without a key, which is
+        # harmless, while a key without its counter is a node that forgot its age.
         counter = self._raise_counter()
+        public_key = self._public_key()
         return Life(
             node_id_from_key(public_key), incarnation(counter, secrets.randbits(32)), public_key
         )
@@ -88,7 +104,10 @@ class StateDirectory:
         path = self.path / IDENTITY_FILE
         try:
             stored: dict[str, Any] = json.loads(path.read_text("ascii"))
-            return bytes.fromhex(stored["public_key"])
+            key = bytes.fromhex(stored["public_key"])
+            if len(key) != KEY_BYTES:
+                raise ValueError(f"a key of {len(key)} bytes")
+            return key
         except FileNotFoundError:
             secret, public = _key_pair()
             text = json.dumps({"public_key": public.hex(), "secret_key": secret.hex()})
@@ -106,15 +125,22 @@ class StateDirectory:
             counter = int(path.read_text("ascii").strip()) + 1
             if not 0 < counter < 2**31:
                 raise ValueError(f"{counter} is out of range")
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if (self.path / IDENTITY_FILE).exists():
+                # Counting from one again, its peers would take it for its own past.
+                raise self._counter_problem(path, error) from None
             counter = 1
         except (OSError, ValueError) as error:
-            raise StateDirectoryProblem(
-                f"the incarnation counter {path} cannot be read: {error}",
-                hint="write a number into it that is higher than any before, for instance 100000",
-            ) from None
+            raise self._counter_problem(path, error) from None
         write_flushed(path, f"{counter}\n".encode("ascii"))
         return counter
+
+    @staticmethod
+    def _counter_problem(path: Path, error: Exception) -> StateDirectoryProblem:
+        return StateDirectoryProblem(
+            f"the incarnation counter {path} cannot be read: {error}",
+            hint="write a number into it that is higher than any before, for instance 100000",
+        )
 
 
 def _key_pair() -> tuple[bytes, bytes]:

@@ -142,7 +142,9 @@ def pictures(place: Place, told: dict[str, Any]) -> None:
 
 
 @pytest.mark.edge
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_it_leaves_nothing_behind(place: Place, number: signal.Signals) -> None:
     process = place.start("text")
     assert process.stdout is not None

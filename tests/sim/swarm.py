@@ -44,6 +44,8 @@ FAULTS = (
 LEASES_MS = (0, 5_000, 5_000, 8_000)
 SETTLE_MS = 30_000
 PATIENCE_MS = 1_500_000
+# All runs of all tasks together, one after the other: patience must be enough for one slot.
+WORK_MS = 500_000
 NEEDS = Needs().to_wire()
 
 
@@ -87,6 +89,7 @@ class Swarm:
         self.world.unseen_permille = 300 if on("unseen") else 0
         self.fault_ms = rng.choice((5_000, 20_000, 45_000))
         self._tasks = 0
+        self._left_ms = WORK_MS
         self._make_machines()
         self._make_clients()
         self._make_faults()
@@ -168,7 +171,7 @@ class Swarm:
             task = rng.randbytes(16)
             self._tasks += 1
             world.names.tasks[task] = f"t{self._tasks}"
-            world.plans[task] = rng.choice(plans)
+            world.plans[task] = self._afford(rng.choice(plans))
             work: m.Payload = rng.randbytes(4)
             if rng.random() < 0.1:
                 work = m.Ref(rng.randbytes(32), 80_000)
@@ -184,6 +187,14 @@ class Swarm:
             ids = tuple(item.task for item in items if rng.random() < 0.7)
             if ids:
                 world.at(world.now + rng.choice((0, 5, 300, 5_000)), client.cancel, ids)
+
+    def _afford(self, plan: Plan) -> Plan:
+        """Make long tasks short once there are enough of them."""
+        worst_ms = 3 * plan.run_ms
+        if worst_ms > self._left_ms:
+            return Plan(min(plan.run_ms, 200), plan.fate, plan.bad_tries, plan.large)
+        self._left_ms -= worst_ms
+        return plan
 
     # --- faults -----------------------------------------------------------------------------------
 

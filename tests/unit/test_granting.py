@@ -107,6 +107,18 @@ def test_only_a_newer_table_of_the_followed_counts(changes: dict[str, Any]) -> N
     assert grants(bench.turn(10)) == []
 
 
+def test_a_table_of_another_life_of_the_coordinator_is_dropped() -> None:
+    """R-alloc-3: the incarnation is the one that the link belongs to."""
+    bench = asking(1)
+    bench.owner.granting.on_follow(OTHER, bench.owner.classes, INC)
+    rows = (m.Row(1, PEER, 1),)
+    older = m.Allocation(EPOCH, 9, INC, 1, rows)
+    assert bench.owner.on_allocation(OTHER, older, INC - (1 << 32)) is False
+    assert grants(bench.turn(10)) == []
+    bench.owner.on_allocation(OTHER, m.Allocation(EPOCH, 1, INC, 1, rows), INC)
+    assert grants(bench.turn(20)) == [PEER]
+
+
 def test_a_higher_epoch_is_newer() -> None:
     """R-alloc-3: (epoch, seq)."""
     bench = asking(1)
