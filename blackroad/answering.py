@@ -65,9 +65,7 @@ class Answering:
             self._reply(lookup, {"text": "", "offset": offset, "end": offset, "cut": 0})
             return
         text = page.data.decode("utf-8", "replace")
-        self._reply(
-            lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut}
-        )
+        self._reply(lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut})
 
     def _bring(self, lookup: fx.Lookup, args: Any) -> None:
         """Fetch an object from the asking client (put), or from the node that has it (get)."""

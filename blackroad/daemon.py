@@ -158,7 +158,9 @@ class Daemon:
             heartbeat_ms=config.heartbeat_ms or 0,
         )
         self._start_runtime(_objects_of(rows))
-        self.node.owner.restore(*rows, now_ms)
+        accepted, attempts, ends, owed = rows
+        self.node.owner.restore(accepted, attempts, ends, now_ms)
+        self.node.worker.restore(owed, now_ms)
         self._journal.start()
         self._watch_all()
         self._start_discovery(now_ms)
@@ -243,7 +245,7 @@ class Daemon:
         )
 
     def _task_environment(self) -> dict[str, str]:
-        """All that task processes get: this daemon's own without its secrets, caches, the device."""
+        """All that task processes get: the daemon's own but for its secrets, caches, the device."""
         opencl = self.config.opencl
         cache = str(self.paths.cache)
         return {
@@ -632,6 +634,8 @@ def _objects_of(groups: Sequence[Sequence[fx.JournalRow]]) -> set[bytes]:
                 refs: tuple[object, ...] = (row.code, row.work)
             elif isinstance(row, fx.EndRow):
                 refs = (row.result,)
+            elif isinstance(row, fx.SpoolRow):
+                refs = (row.outcome.result,)
             else:
                 continue
             found |= {ref.digest for ref in refs if isinstance(ref, m.Ref)}

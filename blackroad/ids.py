@@ -106,9 +106,12 @@ def parse_task(text: str) -> tuple[str, str]:
     """
     owner, dash, task = text.strip().lower().partition("-")
     alphabet = set("abcdefghijklmnopqrstuvwxyz234567")
-    if not dash or len(owner) != SHORT_CHARS or not 4 <= len(task) <= 26 or not (
-        set(owner) | set(task)
-    ) <= alphabet:
+    if (
+        not dash
+        or len(owner) != SHORT_CHARS
+        or not 4 <= len(task) <= 26
+        or not (set(owner) | set(task)) <= alphabet
+    ):
         raise UsageError(
             f"`{text}` is not a task id",
             hint="a task id looks like k3f9x2ab-01c7…; `blackroad tasks` lists them",

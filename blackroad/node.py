@@ -223,9 +223,7 @@ class Node:
                 for message in event.messages:
                     self._from_node(event.node, message, now_ms, event.inc)
             case Finished():
-                self.worker.on_finished(
-                    event.key, event.status, event.result, event.facts, now_ms
-                )
+                self.worker.on_finished(event.key, event.status, event.result, event.facts, now_ms)
             case Heard():
                 self._heard(event.beat, now_ms)
             case Tick():
@@ -462,9 +460,7 @@ class Node:
         for change, peer in changes:
             node = peer.node
             view = owner.view.get(node, short(node))
-            self.out.note(
-                "node." + change.name.lower(), node=short(node), inc=peer.inc
-            )
+            self.out.note("node." + change.name.lower(), node=short(node), inc=peer.inc)
             match change:
                 case Change.JOINED:
                     view.present, view.suspect = True, False
@@ -551,9 +547,7 @@ class Node:
             self.owner.granting.dirty(cls)
 
     def _capabilities_message(self) -> m.Capabilities:
-        return m.Capabilities(
-            self.me, self.inc, self.digests[self.me], self._capabilities_body
-        )
+        return m.Capabilities(self.me, self.inc, self.digests[self.me], self._capabilities_body)
 
     def _ask_capabilities(self, beat: m.Heartbeat, now_ms: int) -> None:
         if not beat.caps_digest or self.digests.get(beat.node) == beat.caps_digest:

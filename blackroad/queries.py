@@ -299,9 +299,7 @@ def nodes(node: Node, now_ms: int) -> dict[str, Any]:
     rows = [mine]
     for peer in sorted(node.membership.peers.values(), key=lambda peer: peer.node):
         state = PeerState(peer.state).name.lower()
-        rows.append(
-            _node_row(node, peer.node, peer.inc, peer.beat, state, now_ms - peer.heard_ms)
-        )
+        rows.append(_node_row(node, peer.node, peer.inc, peer.beat, state, now_ms - peer.heard_ms))
     epoch = node.election.follows_epoch
     coordinator = node.election.follows
     return {

@@ -324,12 +324,4 @@ def _await_ends(handles: dict[Place, int], limit_s: float) -> list[Place]:
         if not ready:
             break
         left = {place: handle for place, handle in left.items() if handle not in ready}
-    _collect()
     return list(left)
-
-
-def _collect() -> None:
-    """Take leave of daemons that this very program has started."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass

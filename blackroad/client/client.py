@@ -50,8 +50,8 @@ MAP_TARGET_US = 100_000
 MAP_CHUNK_MAX = 4_096
 PIECES_PER_SLOT = 8
 _NO_DAEMON_HINT = (
-    "start one: `blackroad up` for a mesh on this machine, `systemctl start blackroad-node` for the "
-    "service, or name a daemon in BLACKROAD_ENDPOINTS"
+    "start one: `blackroad up` for a mesh on this machine, `systemctl start blackroad-node` for "
+    "the service, or name a daemon in BLACKROAD_ENDPOINTS"
 )
 
 
@@ -231,9 +231,9 @@ class Client:
             for future, _ in outstanding:
                 future.cancel()
 
-    def kernel(self, name: str, /, *, options: Mapping[str, Any] | None = None, **params: Any) -> (
-        GatheredFuture
-    ):
+    def kernel(
+        self, name: str, /, *, options: Mapping[str, Any] | None = None, **params: Any
+    ) -> GatheredFuture:
         """Compute a registered kernel, cut into tiles over the mesh and put together here.
 
         `options` are those of `submit` (needs, priority, ...).

@@ -589,4 +589,3 @@ def _query_error(text: str) -> BlackroadError:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-

@@ -178,9 +178,7 @@ class GatheredFuture(Future[Any]):
         return len(self.parts) - self._left, len(self.parts)
 
 
-def error_of(
-    ended: Ended, result: bytes | memoryview, task_id: str, name: str
-) -> BaseException:
+def error_of(ended: Ended, result: bytes | memoryview, task_id: str, name: str) -> BaseException:
     """What a task that ended without a result raises at its caller."""
     what = f"`{name}`" if name else "the task"
     facts = ended.facts

@@ -248,9 +248,7 @@ class Granting:
         self._grant(task, ((use, ahead),), now_ms)
         return True
 
-    def _grant_gang(
-        self, cls: ClassState, usable: Sequence[tuple[Use, int]], now_ms: int
-    ) -> None:
+    def _grant_gang(self, cls: ClassState, usable: Sequence[tuple[Use, int]], now_ms: int) -> None:
         """All members at once, on as many nodes as the gang has members."""
         while True:
             free = [use for use, slots in usable if use.live < slots]
@@ -360,9 +358,7 @@ class Granting:
             self._first_seq.setdefault(one.cls, self.demand_seq)
         self._sent_ms = now_ms
         avoid = self.view.avoided(now_ms)
-        self._out.send(
-            self.coordinator, Demand(self.inc, self.demand_seq, tuple(demands), avoid)
-        )
+        self._out.send(self.coordinator, Demand(self.inc, self.demand_seq, tuple(demands), avoid))
 
     @staticmethod
     def _class_demand(cls: ClassState, now_ms: int) -> ClassDemand:

@@ -40,6 +40,7 @@ from blackroad.limits import (
     UNDECIDED_SUBMITS_MAX,
 )
 from blackroad.requirements import explain, from_wire
+from blackroad.router.arrivals import Arrivals
 from blackroad.router.attempts import Attempts, Late, attempt_row
 from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, Outbox, TaskRow
 from blackroad.router.granting import Granting
@@ -92,7 +93,7 @@ class Owner:
         self.sessions = Sessions(me, inc, out)
         self.pins = Pins(out)
         self._results: Pulls[Late] = Pulls(out)
-        self._inputs: Pulls[_Arrival] = Pulls(out)
+        self._arrivals = Arrivals(me, out, self.pins)
         self.runs = Attempts(me, inc, out, self.view, self.pins, self._results, self)
         self.granting = Granting(me, inc, self.view, out, room_here, self.runs.grant)
         self.counters = self.runs.counters
@@ -105,7 +106,6 @@ class Owner:
         self.on_goodbye = self.runs.on_goodbye
         self.on_flushed = out.on_flushed
         self._class_serial = 0
-        self._arriving: dict[bytes, _Arrival] = {}
         self._undecided: list[tuple[bytes, Submit]] = []
         self._deadlines: list[tuple[int, bytes]] = []
 
@@ -124,20 +124,13 @@ class Owner:
             return
         if session.user and not submit.spec.user:
             submit = replace(submit, spec=replace(submit.spec, user=session.user))
-        first = submit.tasks[0].task
-        arriving = self._arriving.get(first)
-        if arriving is not None:
-            # It is on its way already; taken twice, it could run twice.
-            arriving.client = client
+        if self._arrivals.repeated(client, submit):
             return
         missing = self._missing_objects(submit)
         if missing:
-            arrival = _Arrival(client, submit, {ref.digest for ref in missing})
-            self._arriving[first] = arrival
-            for ref in missing:
-                self._inputs.wait(ref, self.me, client, arrival)
-            return
-        self._accept(client, submit, now_ms)
+            self._arrivals.wait(client, submit, missing)
+        else:
+            self._accept(client, submit, now_ms)
 
     def _reject(self, client: bytes, items: Sequence[Item], reason: str, text: str) -> None:
         ids = tuple(item.task for item in items)
@@ -186,9 +179,7 @@ class Owner:
         """Might nodes that can run it still be joining?"""
         return not self.granting.answered_seq and now_ms - self.started_ms < UNDECIDED_MS
 
-    def _answer_known(
-        self, client: bytes, session: bytes, known: list[Task], now_ms: int
-    ) -> None:
+    def _answer_known(self, client: bytes, session: bytes, known: list[Task], now_ms: int) -> None:
         ids = tuple(task.id for task in known)
         if any(task.durable for task in known):
             self.out.when_flushed(self._tell_accepted, (client, ids), now_ms)
@@ -290,38 +281,25 @@ class Owner:
 
     def on_fetched(self, digest: bytes, now_ms: int) -> None:
         """An object that a submit or an outcome waits for is here, flushed and checked."""
-        arrivals = self._inputs.over(digest)
+        arrivals = self._arrivals.fetched(digest)
         results = self._results.over(digest)
         if not arrivals and not results:
             return
         self.pins.pin(digest)
         for arrival in arrivals:
-            if self._arriving.get(arrival.first) is not arrival:
-                continue
-            arrival.missing.discard(digest)
-            arrival.held.append(digest)
-            self.pins.pin(digest)
-            if not arrival.missing:
-                self._accept(arrival.client, arrival.submit, now_ms)
-                self._arrived(arrival)
+            self._accept(arrival.client, arrival.submit, now_ms)
+            self._arrivals.over(arrival)
         for late in results:
             self.runs.on_collected(late, now_ms)
         self.pins.unpin(digest)
 
     def on_fetch_failed(self, digest: bytes, text: str, now_ms: int, gone: bool = True) -> None:
         """An object cannot be had: refuse the submit, or count the attempt as lost."""
-        for arrival in self._inputs.over(digest):
-            if self._arriving.get(arrival.first) is arrival:
-                self._reject(arrival.client, arrival.submit.tasks, "no_object", text[:512])
-                self._arrived(arrival)
+        for arrival in self._arrivals.failed(digest):
+            self._reject(arrival.client, arrival.submit.tasks, "no_object", text[:512])
+            self._arrivals.over(arrival)
         for late in self._results.over(digest):
             self.runs.on_uncollected(late, gone, now_ms)
-
-    def _arrived(self, arrival: _Arrival) -> None:
-        """Nothing is held for that submit any more; what its tasks need they pin themselves."""
-        del self._arriving[arrival.first]
-        for digest in arrival.held:
-            self.pins.unpin(digest)
 
     def on_allocation(self, node: bytes, allocation: Allocation, inc: int) -> bool:
         """Take a coordinator's table; return whether it answers a Demand of mine."""
@@ -696,16 +674,3 @@ def _same(task: Task, submit: Submit, item: Item) -> bool:
     if task.content and isinstance(item.work, bytes):
         return blake2b(item.work, digest_size=32).digest() == task.content
     return task.work == item.work
-
-
-class _Arrival:
-    """A Submit whose objects are still on their way."""
-
-    __slots__ = ("client", "first", "held", "missing", "submit")
-
-    def __init__(self, client: bytes, submit: Submit, missing: set[bytes]) -> None:
-        self.client = client
-        self.submit = submit
-        self.first = submit.tasks[0].task
-        self.missing = missing
-        self.held: list[bytes] = []

@@ -33,21 +33,18 @@ from blackroad.limits import (
     FORGET_STEP,
     KILL_GUARD_MS,
     LEASE_MS,
-    OUTCOME_RESEND_MS,
-    OUTCOME_RESEND_MS_MAX,
     RENEW_LISTS_KEPT,
     RENEW_MS,
     RENEW_TOKENS_MAX,
-    SPOOL_BYTES_MAX,
-    SPOOL_MS_MAX,
     TOMBSTONE_LEASES,
     TOMBSTONES_MAX,
     WAITING_BYTES_MAX,
     WAITING_PER_SLOT_MAX,
 )
 from blackroad.requirements import Ledger, fits, from_wire
-from blackroad.router.effects import Extend, Kill, Outbox, SpoolRow, Start, UnspoolRow
+from blackroad.router.effects import Extend, Kill, Outbox, Start
 from blackroad.router.objects import Pins, Pulls
+from blackroad.router.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +53,7 @@ if TYPE_CHECKING:
     from blackroad.capabilities import Capabilities
     from blackroad.ids import Token
     from blackroad.requirements import Ask, Lease
-    from blackroad.router.effects import Key
+    from blackroad.router.effects import Key, SpoolRow
 
 FOREVER_MS = 2**62
 _HOLD = int(GrantFlag.HOLD)
@@ -115,22 +112,6 @@ class Work:
         self.why = ""
 
 
-class Spooled:
-    """An outcome that its owner has not acknowledged."""
-
-    __slots__ = ("bytes", "durable", "key", "outcome", "resend_after_ms", "resend_ms", "since_ms")
-
-    def __init__(self, key: Key, outcome: Outcome, durable: bool, now_ms: int) -> None:
-        self.key = key
-        self.outcome = outcome
-        self.durable = durable
-        self.since_ms = now_ms
-        result = outcome.result
-        self.bytes = result.size if isinstance(result, Ref) else len(result)
-        self.resend_after_ms = OUTCOME_RESEND_MS
-        self.resend_ms = FOREVER_MS
-
-
 class Tombstone:
     """A token that must never start here (again), and what to say when it is asked for."""
 
@@ -167,7 +148,6 @@ class Worker:
         self.draining = False
         self.works: dict[Key, Work] = {}
         self.waiting: dict[Key, Work] = {}
-        self.spool: dict[Key, Spooled] = {}
         self.tombstones: dict[Key, Tombstone] = {}
         # Of each owner: no unknown token up to this one ever starts.
         self.floors: dict[bytes, Token] = {}
@@ -181,10 +161,10 @@ class Worker:
         self._me_text = me_text
         self._exclusive: Key | None = None
         self._waiting_bytes = 0
-        self._spool_bytes = 0
         self._pins = Pins(out)
+        self.spool = Spool(out, self._pins, self._settled)
         self._pulls: Pulls[Work] = Pulls(out)
-        # No deadline, repetition or Renew is due before these.
+        # No deadline and no Renew is due before these.
         self._check_ms = FOREVER_MS
         self._renew_ms = FOREVER_MS
         self.ledger = self._new_ledger(caps)
@@ -208,11 +188,7 @@ class Worker:
         if work is not None:
             self._repeated(work, grant, now_ms)
             return
-        spooled = self.spool.get(key)
-        if spooled is not None:
-            self._report(spooled, now_ms)
-            return
-        if self._buried(key, now_ms):
+        if self.spool.again(key, now_ms) or self._buried(key, now_ms):
             return
         if grant.inc != self.inc:
             self._refuse(key, Reason.INCARNATION, now_ms)
@@ -429,57 +405,19 @@ class Worker:
         else:
             self.running -= 1
 
-    # --- outcomes ---------------------------------------------------------------------------------
-
     def _end(self, work: Work, outcome: Outcome, now_ms: int) -> None:
-        """An attempt ended: its outcome is owed; a durable one is flushed before it is told."""
+        """An attempt ended: its outcome is owed."""
         self._release(work)
         durable = bool(work.grant.flags & _DURABLE)
-        spooled = Spooled(work.key, outcome, durable, now_ms)
-        self._owe(spooled)
-        if durable:
-            self._out.persist(SpoolRow(work.key[0], outcome))
-            self._out.when_flushed(self._report, spooled, now_ms)
-        else:
-            self._report(spooled, now_ms)
+        self.spool.owe(work.key, outcome, durable, now_ms)
 
-    def _owe(self, spooled: Spooled) -> None:
-        self.spool[spooled.key] = spooled
-        self._spool_bytes += spooled.bytes
-        if isinstance(spooled.outcome.result, Ref):
-            self._pins.pin(spooled.outcome.result.digest)
-        while self._spool_bytes > SPOOL_BYTES_MAX and len(self.spool) > 1:
-            self._give_up(next(iter(self.spool.values())), spooled.since_ms)
-
-    def _report(self, spooled: Spooled, now_ms: int) -> None:
-        """Send an outcome, again until it is acknowledged."""
-        if self.spool.get(spooled.key) is not spooled:
-            return
-        spooled.resend_ms = now_ms + spooled.resend_after_ms
-        self._check_ms = min(self._check_ms, spooled.resend_ms)
-        self._out.send(spooled.key[0], spooled.outcome)
-
-    def _settled(self, spooled: Spooled, now_ms: int) -> None:
-        """Nobody asks for that outcome any more: forget it, remember the token."""
-        key = spooled.key
-        del self.spool[key]
-        self._spool_bytes -= spooled.bytes
-        if isinstance(spooled.outcome.result, Ref):
-            self._pins.unpin(spooled.outcome.result.digest)
-        if spooled.durable:
-            self._out.persist(UnspoolRow(key[0], key[1]))
+    def _settled(self, key: Key, now_ms: int) -> None:
+        """Nobody asks for that outcome any more: remember the token."""
         self._bury(key, Reason.LATE, now_ms)
-
-    def _give_up(self, spooled: Spooled, now_ms: int) -> None:
-        self.counters["spool_dropped"] = self.counters.get("spool_dropped", 0) + 1
-        self._settled(spooled, now_ms)
 
     def restore(self, rows: Sequence[SpoolRow], now_ms: int) -> None:
         """Take over outcomes that an earlier life owes, and send them."""
-        for row in rows:
-            spooled = Spooled((row.owner, row.outcome.token), row.outcome, True, now_ms)
-            self._owe(spooled)
-            self._report(spooled, now_ms)
+        self.spool.restore(rows, now_ms)
 
     # --- other messages ---------------------------------------------------------------------------
 
@@ -488,10 +426,7 @@ class Worker:
         key = (owner, recall.token)
         work = self.works.get(key)
         if work is None:
-            spooled = self.spool.get(key)
-            if spooled is not None:
-                self._report(spooled, now_ms)
-            elif not self._buried(key, now_ms):
+            if not self.spool.again(key, now_ms) and not self._buried(key, now_ms):
                 self._bury(key, Reason.RECALLED, now_ms)
                 self._refuse(key, Reason.RECALLED, now_ms)
         elif work.state in (State.WAITING, State.HELD):
@@ -532,9 +467,7 @@ class Worker:
     def on_outcome_ack(self, owner: bytes, ack: OutcomeAck, now_ms: int) -> None:
         """The owner has the outcome: forget the result, remember the token."""
         for token in ack.tokens:
-            spooled = self.spool.get((owner, token))
-            if spooled is not None:
-                self._settled(spooled, now_ms)
+            self.spool.acknowledged((owner, token), now_ms)
 
     def drain(self, on: bool, now_ms: int) -> None:
         """Take nothing new and hand back what has not started; or take work again."""
@@ -572,9 +505,7 @@ class Worker:
                 continue
             self._unlist(work)
             facts = Facts(text=text[:512])
-            outcome = Outcome(
-                work.key[1], work.grant.task, self.inc, Status.NO_INPUT, b"", facts
-            )
+            outcome = Outcome(work.key[1], work.grant.task, self.inc, Status.NO_INPUT, b"", facts)
             self._end(work, outcome, now_ms)
         self._start_waiting(now_ms)
 
@@ -588,6 +519,7 @@ class Worker:
         """Deadlines first, then repetitions and Renews."""
         if now_ms >= self._check_ms:
             self._check(now_ms)
+        self.spool.tick(now_ms)
         if now_ms >= self._renew_ms:
             self._renew_due(now_ms)
         horizon_ms = now_ms - TOMBSTONE_LEASES * LEASE_MS
@@ -598,7 +530,7 @@ class Worker:
             self._forget(key)
 
     def _check(self, now_ms: int) -> None:
-        """Look at every deadline and every repetition; note when the next one comes."""
+        """Look at every deadline; note when the next one comes."""
         dropped = False
         for work in list(self.works.values()):
             if work.state is State.RUNNING:
@@ -610,18 +542,12 @@ class Worker:
             elif work.state is not State.ENDING and now_ms >= work.deadline_ms:
                 self._drop(work, Reason.LAPSED, now_ms)
                 dropped = True
-        for spooled in list(self.spool.values()):
-            if now_ms - spooled.since_ms >= SPOOL_MS_MAX:
-                self._give_up(spooled, now_ms)
-            elif now_ms >= spooled.resend_ms:
-                spooled.resend_after_ms = min(OUTCOME_RESEND_MS_MAX, 2 * spooled.resend_after_ms)
-                self._report(spooled, now_ms)
         if dropped:
             self._start_waiting(now_ms)
         self._check_ms = self._soonest_ms()
 
     def _soonest_ms(self) -> int:
-        soonest = min((one.resend_ms for one in self.spool.values()), default=FOREVER_MS)
+        soonest = FOREVER_MS
         for work in self.works.values():
             if work.state is State.ENDING:
                 continue
@@ -633,7 +559,7 @@ class Worker:
 
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to do."""
-        return min(self._check_ms, self._renew_ms)
+        return min(self._check_ms, self._renew_ms, self.spool.due_ms)
 
     # --- Renew, Refused, tombstones ---------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -121,6 +122,8 @@ class ForkServer:
                 importlib.import_module(name)
             except Exception as error:
                 notes.append(f"{name}: {type(error).__name__}: {error}"[:500])
+        # BLAS keeps threads here; it stops them around a fork by itself.
+        warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)
         # Children share these pages until somebody writes to them; the collector would.
         gc.collect()
         gc.freeze()

@@ -299,31 +299,17 @@ class Pool:
                 f"{wire.PROCESSES_MAX} task processes are alive",
                 hint="some of them are still ending; try again",
             )
+        ours, pipes, theirs = _channels()
         self._number += 1
         process = _Process(self._number, self._slots.pop(), environment)
         self._deadlines[process.slot] = 0
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            out, out_theirs = os.pipe2(os.O_CLOEXEC)
-            errors, errors_theirs = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:
-            self._slots.append(process.slot)
-            raise Busy(
-                f"no further task process: {error.strerror}",
-                hint="raise the limit of open files (LimitNOFILE, ulimit -n)",
-            ) from None
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
-        ours.setblocking(False)
-        os.set_blocking(out, False)
-        os.set_blocking(errors, False)
         process.socket = ours
-        process.pipes = {1: out, 2: errors}
-        process.unsent = (theirs.detach(), out_theirs, errors_theirs)
+        process.pipes = pipes
+        process.unsent = theirs
         self._processes[process.number] = process
         self._readers[ours.fileno()] = lambda: self._read_channel(process)
-        self._readers[out] = lambda: self._read_output(process, 1)
-        self._readers[errors] = lambda: self._read_output(process, 2)
+        self._readers[pipes[1]] = lambda: self._read_output(process, 1)
+        self._readers[pipes[2]] = lambda: self._read_output(process, 2)
         self.version += 1
         self._request(wire.Spawn(process.number, process.slot, dict(environment)), process)
         return process
@@ -662,3 +648,26 @@ class Pool:
             os.eventfd_read(self._wake)
         events, self._events = self._events, []
         return events
+
+
+def _channels() -> tuple[socket.socket, dict[int, int], tuple[int, int, int]]:
+    """Make what a task process is reached by: our socket, our pipes, and its three ends."""
+    made: list[int] = []
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
+        for _ in (1, 2):
+            made += os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        for fd in made:
+            os.close(fd)
+        raise Busy(
+            f"no further task process: {error.strerror}",
+            hint="raise the limit of open files (LimitNOFILE, ulimit -n)",
+        ) from None
+    output, output_theirs, errors, errors_theirs = made
+    ours.setblocking(False)
+    os.set_blocking(output, False)
+    os.set_blocking(errors, False)
+    return ours, {1: output, 2: errors}, (theirs.detach(), output_theirs, errors_theirs)

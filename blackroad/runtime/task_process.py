@@ -41,6 +41,7 @@ from blackroad.bus.work import (
     Work,
     decode_work,
     encode_failure,
+    shortened,
 )
 from blackroad.errors import NotPicklable, RemoteProtocolError
 from blackroad.runtime import command, context, processes, wire
@@ -147,8 +148,10 @@ class _TaskProcess:
             return wire.Done(start.serial, wire.FAILED, wire.CODE_MISSING, b"")
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: they end the task, not the process.
-            segments = [encode_failure(_failure(error))]
+            failure = _failure(error)
+            segments = [encode_failure(failure)]
             status = wire.FAILED
+            facts["type_name"] = shortened(failure.type_name, 128)
         if os.getpid() != self._pid:
             _end_copy(status)
         context.enter(None)

@@ -1,4 +1,4 @@
-"""The owner's journal: durable tasks, their attempts and outcomes, in SQLite.
+"""The journal: durable tasks, their attempts and outcomes, and the worker's spool, in SQLite.
 
 Edge.  One connection in one thread; commits are strictly in order and grouped; what is reported
 as flushed is on disk.  Any flush error is fatal: after one nobody knows what the disk holds.
@@ -20,23 +20,33 @@ import msgspec
 
 from blackroad.errors import DiskProblem, StateDirectoryProblem
 from blackroad.limits import JOURNAL_COMMIT_CHANGES
-from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, JournalRow, TaskRow
+from blackroad.router.effects import (
+    AttemptRow,
+    EndRow,
+    ForgetRow,
+    JournalRow,
+    SpoolRow,
+    TaskRow,
+    UnspoolRow,
+)
 
 FILE = "journal.sqlite"
 SCHEMA = 1
 _encode = msgspec.msgpack.encode
-_R = TypeVar("_R", TaskRow, AttemptRow, EndRow)
+_R = TypeVar("_R", TaskRow, AttemptRow, EndRow, SpoolRow)
 
 _SCHEMA_SQL = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS task (serial INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, row BLOB);
 CREATE TABLE IF NOT EXISTS attempt (id BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (id BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spool (owner BLOB, inc INTEGER, serial INTEGER, row BLOB,
+    PRIMARY KEY (owner, inc, serial)) WITHOUT ROWID;
 """
 
 
 class Journal:
-    """Durable rows of one owner; `wake_fd` becomes readable when something was flushed."""
+    """Durable rows of one node; `wake_fd` becomes readable when something was flushed."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
@@ -74,7 +84,7 @@ class Journal:
 
     # --- reading at start -------------------------------------------------------------------------
 
-    def load(self) -> tuple[list[TaskRow], list[AttemptRow], list[EndRow]]:
+    def load(self) -> tuple[list[TaskRow], list[AttemptRow], list[EndRow], list[SpoolRow]]:
         """All that earlier lives left, in the order of acceptance; call before `start`.
 
         Raises  StateDirectoryProblem naming the table with a row that cannot be read.
@@ -83,6 +93,7 @@ class Journal:
             self._rows("SELECT row FROM task ORDER BY serial", TaskRow),
             self._rows("SELECT row FROM attempt ORDER BY id", AttemptRow),
             self._rows("SELECT row FROM outcome ORDER BY id", EndRow),
+            self._rows("SELECT row FROM spool ORDER BY owner, inc, serial", SpoolRow),
         )
 
     def _rows(self, sql: str, kind: type[_R]) -> list[_R]:
@@ -158,26 +169,33 @@ class Journal:
     def _commit(self, jobs: list[tuple[int, tuple[JournalRow, ...]]]) -> None:
         if not jobs:
             return
-        run = self._connection.execute
-        run("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN IMMEDIATE")
         for _, rows in jobs:
             for row in rows:
-                match row:
-                    case TaskRow():
-                        run("INSERT OR REPLACE INTO task (id, row) VALUES (?, ?)",
-                            (row.task, _encode(row)))
-                    case AttemptRow():
-                        run("INSERT OR REPLACE INTO attempt VALUES (?, ?)",
-                            (row.task, _encode(row)))
-                    case EndRow():
-                        run("INSERT OR REPLACE INTO outcome VALUES (?, ?)",
-                            (row.task, _encode(row)))
-                        run("DELETE FROM attempt WHERE id = ?", (row.task,))
-                    case ForgetRow():
-                        for table in ("task", "attempt", "outcome"):
-                            run(f"DELETE FROM {table} WHERE id = ?", (row.task,))
-        run("COMMIT")
+                self._put(row)
+        self._connection.execute("COMMIT")
         self._done.extend(mark for mark, _ in jobs)
+
+    def _put(self, row: JournalRow) -> None:
+        run = self._connection.execute
+        match row:
+            case TaskRow():
+                sql = "INSERT OR REPLACE INTO task (id, row) VALUES (?, ?)"
+                run(sql, (row.task, _encode(row)))
+            case AttemptRow():
+                run("INSERT OR REPLACE INTO attempt VALUES (?, ?)", (row.task, _encode(row)))
+            case EndRow():
+                run("INSERT OR REPLACE INTO outcome VALUES (?, ?)", (row.task, _encode(row)))
+                run("DELETE FROM attempt WHERE id = ?", (row.task,))
+            case ForgetRow():
+                for table in ("task", "attempt", "outcome"):
+                    run(f"DELETE FROM {table} WHERE id = ?", (row.task,))
+            case SpoolRow():
+                sql = "INSERT OR REPLACE INTO spool VALUES (?, ?, ?, ?)"
+                run(sql, (row.owner, *row.outcome.token, _encode(row)))
+            case UnspoolRow():
+                sql = "DELETE FROM spool WHERE owner = ? AND inc = ? AND serial = ?"
+                run(sql, (row.owner, *row.token))
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):

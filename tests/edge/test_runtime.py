@@ -109,6 +109,29 @@ def test_foreign_exceptions_are_named_with_their_module(shared: Bench) -> None:
     assert len(failure.traceback_text.encode()) <= work.TRACEBACK_BYTES_MAX
 
 
+def test_the_usual_ways_to_use_more_cores_work_inside_a_task(shared: Bench) -> None:
+    def spread() -> list[int]:
+        import asyncio
+        import concurrent.futures as futures
+        import multiprocessing
+
+        with futures.ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(abs, [-1, -2]))
+        with futures.ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
+            found += processes.map(abs, [-3, -4])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found += pool.map(abs, [-5])
+
+        async def six() -> int:
+            done = await asyncio.create_subprocess_exec("sh", "-c", "exit 6")
+            return await done.wait()
+
+        return [*found, asyncio.run(six())]
+
+    assert shared.value(spread) == [1, 2, 3, 4, 5, 6]
+    assert shared.value(spread) == [1, 2, 3, 4, 5, 6]
+
+
 def endless(n: int) -> int:
     return endless(n + 1) + 1
 
@@ -182,6 +205,7 @@ def test_maps_return_lists_and_name_the_item_that_failed(shared: Bench) -> None:
     assert payload.decode(end.result) == [3, "ab"]
     end = shared.launch("fails", mapped(lambda x: 1 // x, [3, 2, 0, 1]))
     assert end.facts["index"] == 2
+    assert end.facts["type_name"] == "ZeroDivisionError"
     failure = work.decode_failure(end.result)
     assert failure.type_name == "ZeroDivisionError"
     assert "item 2 of 4" in failure.traceback_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from blackroad.bus import payload
-from blackroad.errors import InvariantBroken
+from blackroad.errors import Busy, InvariantBroken
 from blackroad.runtime import forkserver, processes
 from blackroad.runtime.events import Clean, Crashed, Finished, Gone, PoolEvent, Problem
 from blackroad.runtime.pool import Pool
@@ -407,3 +408,18 @@ def test_closing_ends_everything_and_gives_every_descriptor_back(tmp_path: Path)
     assert [pid for pid in pids if alive(pid)] == []
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert list(bench.pool.fds()) == []
+
+
+def test_a_full_table_of_descriptors_is_busy_and_passes(bench: Bench) -> None:
+    bench.value(abs, 1)
+    before = sorted(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 3, hard))
+    try:
+        with pytest.raises(Busy, match="no further task process") as caught:
+            bench.pool.launch("one too many", call(abs, 1, environment={"OWN": "process"}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "LimitNOFILE" in caught.value.hint
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert bench.value(abs, -1) == 1

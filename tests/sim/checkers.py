@@ -214,7 +214,7 @@ class Observer:
             return
         if type(event).__name__ != "Heard":
             node.check()
-            self._check_worker(machine, node)
+        self._check_worker(machine, node)
         if self.world.now >= self._sweep_ms:
             self._sweep_ms = self.world.now + 1_000
             self._check_orphans()

@@ -58,9 +58,7 @@ class Process:
         "start",
     )
 
-    def __init__(
-        self, machine: Machine, start: e.Start, inc: int, plan: Plan, ends: int
-    ) -> None:
+    def __init__(self, machine: Machine, start: e.Start, inc: int, plan: Plan, ends: int) -> None:
         self.machine = machine
         self.key = start.key
         self.start = start

@@ -80,9 +80,7 @@ class Swarm:
             hold_ms=rng.choice((3_000, 30_000)) if on("hold") else 100,
         )
         self.weather = weather
-        self.world = Cluster(
-            rng.getrandbits(60), weather=weather, wire=rng.random() < 0.2, **world
-        )
+        self.world = Cluster(rng.getrandbits(60), weather=weather, wire=rng.random() < 0.2, **world)
         self.world.flush_ms_max = 400 if on("slow_disk") else 8
         self.world.kill_ms_max = 950 if on("slow_kill") else 50
         self.world.fetch_failure_permille = 200 if on("fetch") else 0

@@ -10,10 +10,7 @@ from tests.sim.swarm import run_seed
 from tests.tidy.source import ROOT
 
 SEEDS = (7, 11, 2024)
-PLAY = (
-    "from tests.sim.swarm import run_seed;"
-    f"print([run_seed(seed).digest for seed in {SEEDS}])"
-)
+PLAY = f"from tests.sim.swarm import run_seed;print([run_seed(seed).digest for seed in {SEEDS}])"
 
 
 def played(hash_seed: str) -> str:

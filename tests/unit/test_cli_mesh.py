@@ -181,7 +181,6 @@ def test_numbers_of_other_processes_mean_nothing(
 def test_stop_is_polite_first(
     home: Home, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh_run, "_collect", lambda: None)
     polite, deaf, gone = (Place(number, home) for number in (1, 2, 3))
     first = stand_in(polite, started)
     assert mesh_run.stop([polite, gone]) == (1, 0)
@@ -253,9 +252,8 @@ def test_down_without_a_mesh(home: Home) -> None:
 
 
 def test_down_ends_what_runs_and_purge_removes_it(
-    home: Home, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    home: Home, started: list[subprocess.Popen[str]]
 ) -> None:
-    monkeypatch.setattr(mesh_run, "_collect", lambda: None)
     mesh_record.remember(home, 2)
     stand_in(Place(2, home), started)
     assert blackroad("down", **environment(home)).out == "1 node ended\n"
