@@ -128,7 +128,6 @@ class Daemon:
         self._closers.append(self._journal.close)
         rows = self._journal.load()
         life = state.begin_life()
-        now_ms = boot_ms()
         self._known = probing.quick(config.name or "", config.labels, config.programs)
         caps = self._as_configured(self._known)
         self.log = logs.setup(config.log_format, config.log_level, caps.name)
@@ -148,6 +147,10 @@ class Daemon:
         bind_ipc(self._clients, str(self.paths.client_socket))
         self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
         self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
+        self._start_pool(_objects_of(rows))
+        # The node's own life begins when it can serve: its timers must not count what the
+        # runtime took to come up.
+        now_ms = boot_ms()
         self.node = Node(
             life.node,
             life.inc,
@@ -157,9 +160,9 @@ class Daemon:
             election_priority=config.priority if config.coordinate else -128,
             heartbeat_ms=config.heartbeat_ms or 0,
         )
-        self._start_runtime(_objects_of(rows))
+        self._start_runtime()
         accepted, attempts, ends, owed = rows
-        self.node.owner.restore(accepted, attempts, ends, now_ms)
+        self.node.owner.restore(_remaining(accepted), attempts, ends, now_ms)
         self.node.worker.restore(owed, now_ms)
         self._journal.start()
         self._watch_all()
@@ -196,11 +199,19 @@ class Daemon:
         hosts = [f"[{one}]" if ":" in one else one for one in addresses]
         return tuple(f"tcp://{host}:{port}" for host in hosts[:16])
 
-    def _start_runtime(self, keep: set[bytes]) -> None:
+    def _start_pool(self, keep: set[bytes]) -> None:
+        """Objects and the fork server; what an earlier life left running is gone after this."""
         objects_dir = self.paths.state / "objects"
         self._store = ObjectStore(objects_dir, self.config.object_limit_bytes, keep)
         self._store.on_dropped = self._on_evicted
         self._closers.append(self._store.close)
+        self._environment = self._task_environment()
+        self._pool = tasks.Pool(objects_dir=str(objects_dir), environment=self._environment)
+        self._pool.start()
+        self._closers.append(self._pool.close)
+        self._await_clean()
+
+    def _start_runtime(self) -> None:
         self._exchange = Exchange(
             self._store,
             self._bus,
@@ -211,14 +222,7 @@ class Daemon:
             self._on_arrived,
             self._on_fetch_failed,
         )
-        self._environment = self._task_environment()
-        self._pool = tasks.Pool(objects_dir=str(objects_dir), environment=self._environment)
-        self._pool.start()
-        self._closers.append(self._pool.close)
-        self._await_clean()
-        self._running = Running(
-            self.node, self._pool, self._store, lambda event: self._events.append(event), self.log
-        )
+        self._running = Running(self.node, self._pool, self._store, self._events.append, self.log)
         self._answering = Answering(
             self.node, self._transport, self._running, self._store, self._exchange, boot_ms
         )
@@ -401,7 +405,8 @@ class Daemon:
     def _apply_all(self, now_ms: int) -> None:
         """Handle what was gathered, and what handling it brought about, before the next wait."""
         while self._events:
-            events, self._events = self._events, []
+            events = self._events.copy()
+            self._events.clear()
             for effect in self.node.handle_all(events, now_ms):
                 self._perform(effect, now_ms)
 
@@ -421,9 +426,7 @@ class Daemon:
             case fx.Publish():
                 self._transport.publish(effect.beat)
             case fx.Persist():
-                for digest in sorted(_objects_of([effect.rows])):
-                    self._store.flush(digest)
-                self._journal.append(effect.mark, effect.rows)
+                self._persist(effect)
             case fx.Kill():
                 self._running.kill(effect.key, effect.why)
             case fx.Fetch():
@@ -436,6 +439,22 @@ class Daemon:
                 self._note(effect)
             case fx.Lookup():
                 self._answering.answer(effect)
+
+    def _persist(self, persist: fx.Persist) -> None:
+        """Journal rows, after the objects they rest on.
+
+        A deadline counts while the daemon is down, too, so it is kept by the wall clock.
+        """
+        for digest in sorted(_objects_of([persist.rows])):
+            self._store.flush(digest)
+        wall_ms = time.time_ns() // 1_000_000
+        rows = tuple(
+            msgspec.structs.replace(row, deadline_ms=wall_ms + row.deadline_ms)
+            if isinstance(row, fx.TaskRow) and row.deadline_ms
+            else row
+            for row in persist.rows
+        )
+        self._journal.append(persist.mark, rows)
 
     def _due_ms(self, now_ms: int) -> int:
         return min(
@@ -623,6 +642,17 @@ class Daemon:
             with contextlib.suppress(OSError, BlackroadError):
                 closer()
         self._closers.clear()
+
+
+def _remaining(rows: Sequence[fx.TaskRow]) -> list[fx.TaskRow]:
+    """Tasks with what is left of their deadlines, at least a moment."""
+    wall_ms = time.time_ns() // 1_000_000
+    return [
+        msgspec.structs.replace(row, deadline_ms=max(1, row.deadline_ms - wall_ms))
+        if row.deadline_ms
+        else row
+        for row in rows
+    ]
 
 
 def _objects_of(groups: Sequence[Sequence[fx.JournalRow]]) -> set[bytes]:

@@ -1,6 +1,7 @@
 """Read-only answers about a node's state, as plain data, in pages.
 
-Pure.  Queries change nothing, but for the order to cancel; what only the driver knows (output of tasks) is not answered here.
+Pure.  Queries change nothing, but for the order to cancel; what only the driver knows (output of
+tasks) is not answered here.
 """
 
 from __future__ import annotations

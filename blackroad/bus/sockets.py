@@ -75,10 +75,11 @@ class Bus:
         return socket
 
     def bulk_client(self) -> Socket:
-        """DEALER that asks one holder for chunks."""
-        socket = self._make(zmq.DEALER, BULK_FRAME_BYTES_MAX, HIGH_WATER)
-        socket.set(zmq.IMMEDIATE, 1)
-        return socket
+        """DEALER that asks one holder for chunks.
+
+        It may queue while it connects: a Want is stateless, and a late one costs a few chunks.
+        """
+        return self._make(zmq.DEALER, BULK_FRAME_BYTES_MAX, HIGH_WATER)
 
     def publisher(self) -> Socket:
         """PUB for Heartbeats and events: what does not fit is dropped, and counted by readers."""

@@ -37,7 +37,7 @@ OUT: Final = "blackroad-demo"
 SERVE_S: Final = 30.0
 MDNS_S: Final = 10.0
 TOGETHER_S: Final = 20.0
-PROBE_S: Final = 30.0
+PROBE_S: Final = 20.0
 ENDS: Final = frozenset({"done", "failed"})
 TRIED_NEXT: Final = (
     ("blackroad up --nodes 3", "three daemons that stay, for your own programs"),
@@ -161,7 +161,7 @@ def _form(report: Report, mesh: Mesh, deadline: Deadline, clients: contextlib.Ex
     if seen is None:
         raise BlackroadError(
             f"the daemons do not see each other within {TOGETHER_S:.0f} s",
-            hint="`blackroad doctor net` looks at the network of this machine",
+            hint="`blackroad demo --keep` keeps the daemons' logs; is loopback filtered here?",
         )
     together_s = time.monotonic() - began_s
     names = {row["id"]: row["name"] for row in seen["nodes"]}
@@ -232,13 +232,16 @@ def _together(mesh: Mesh, deadline: Deadline, limit_s: float) -> dict[str, Any] 
 def _probed(client: Client, mesh: Mesh, deadline: Deadline) -> dict[str, dict[str, Any]]:
     """Wait until each node has looked at its hardware and told all others what it has."""
 
+    def looked() -> bool:
+        return all(daemon.wrote("probe.ended") for daemon in mesh.daemons.values())
+
     def rows() -> dict[str, dict[str, Any]] | None:
-        if not all(daemon.wrote("probe.ended") for daemon in mesh.daemons.values()):
-            return None
         found = {str(row["name"]): row for row in client.nodes()["nodes"]}
         known = set(found) == set(mesh.daemons) and all(row["arch"] for row in found.values())
         return found if known else None
 
+    # A node that is slow to find its devices computes without them until then.
+    deadline.try_wait(PROBE_S, looked)
     found: dict[str, dict[str, Any]] = deadline.wait("what the nodes have", PROBE_S, rows)
     return found
 
@@ -319,7 +322,10 @@ def _interruptible() -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # Under nohup it shall outlive its terminal.
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

@@ -157,7 +157,7 @@ class Daemon:
         if status is not None:
             raise EnvironmentProblem(
                 f"the daemon `{self.name}` ended by itself (status {status})",
-                hint="its last lines say why; `blackroad doctor` looks at the rest of the machine",
+                hint="its last lines say why; `blackroad demo --keep` keeps the whole log",
             )
         try:
             found = json.loads((self.runtime / "daemon.json").read_text("utf-8"))

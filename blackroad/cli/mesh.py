@@ -50,26 +50,28 @@ def up_command(nodes: int | None, slots: int | None, as_json: bool) -> None:
     running = [place for place in known if place.pid()]
     found = known
     if running:
-        _refuse_another_size(known, running, nodes)
+        _refuse_another_shape(known, running, nodes, slots)
+        slots = mesh_record.slots_of(at)
     else:
         found = [Place(number, at) for number in range(1, (nodes or NODES) + 1)]
         mesh_record.check_paths(found)
         mesh_run.refuse_others(found[0])
-        mesh_record.remember(at, len(found))
+        mesh_record.remember(at, len(found), slots)
     deadline = time.monotonic() + mesh_run.UP_S
     started = mesh_run.start(found, slots)
     seen = mesh_run.await_together(found, deadline)
     _tell(found, started, seen, as_json)
 
 
-def _refuse_another_size(
-    known: Sequence[Place], running: Sequence[Place], nodes: int | None
+def _refuse_another_shape(
+    known: Sequence[Place], running: Sequence[Place], nodes: int | None, slots: int | None
 ) -> None:
-    if nodes is not None and nodes != len(known):
+    other_slots = slots is not None and slots != mesh_record.slots_of(known[0].home)
+    if other_slots or nodes not in (None, len(known)):
         what = output.count(len(known), "node")
         raise AlreadyRunning(
             f"a mesh of {what} runs already, {len(running)} of them alive",
-            hint=f"`blackroad down` first, then `blackroad up --nodes {nodes}`",
+            hint="`blackroad down` first, then `blackroad up` with other numbers",
         )
 
 

@@ -136,13 +136,22 @@ def places(at: Home) -> list[Place]:
     return [Place(number, at) for number in range(1, count + 1)]
 
 
-def remember(at: Home, nodes: int) -> None:
+def slots_of(at: Home) -> int | None:
+    """Return the slots that were asked for when the mesh was started, None without such a wish."""
+    try:
+        slots = json.loads(at.record.read_text("utf-8")).get("slots")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return slots if isinstance(slots, int) else None
+
+
+def remember(at: Home, nodes: int, slots: int | None = None) -> None:
     """Write down that a mesh of so many daemons is being started.
 
     Raises  StateDirectoryProblem.
     """
     directories.make_private(at.state, "state_dir")
-    write_text(at.record, json.dumps({"nodes": nodes, "cluster": at.cluster}))
+    write_text(at.record, json.dumps({"nodes": nodes, "slots": slots, "cluster": at.cluster}))
 
 
 def forget(at: Home) -> None:

@@ -90,12 +90,20 @@ def _story(told: dict[str, Any], failure: str) -> list[tuple[str, Any]]:
         ("deadline", f"in {format_ms(deadline_ms)}" if deadline_ms is not None else ""),
         ("attempts", _attempts(told)),
         ("last", told["last"] if told["ended"] is None else ""),
-        ("took", format_ms(ended["run_us"] // 1000) if ended.get("run_us") else ""),
+        ("took", _span(ended.get("run_us", 0))),
         ("computed by", ended.get("backend", "")),
-        ("reason", told["reason"]),
+        ("reason", "" if failure else told["reason"]),
         ("error", failure),
         ("exit status", ended.get("exit_status")),
     ]
+
+
+def _span(run_us: int) -> str:
+    from blackroad.units import format_ms
+
+    if not run_us:
+        return ""
+    return format_ms(run_us // 1000) if run_us >= 1000 else f"{run_us} µs"
 
 
 def _attempts(told: dict[str, Any]) -> str:
@@ -169,7 +177,10 @@ def logs_command(task: str, follow: bool, as_json: bool) -> None:
         else:
             reader.read()
     if not reader.printed and not as_json:
-        output.note("nothing that this task printed is kept")
+        ended = reader.state in waiting.ENDED
+        output.note(
+            "nothing that this task printed is kept" if ended else "it has printed nothing yet"
+        )
 
 
 def _print_log(told: dict[str, Any]) -> None:

@@ -75,6 +75,7 @@ def outcome(
         if until is not None and time.monotonic() >= until:
             raise StillRunning(
                 f"{task} has not ended within {format_ms(timeout_ms or 0)}",
+                task_id=task,
                 hint=f"`blackroad status {task}` tells how far it is; it goes on all the same",
             )
 
@@ -125,6 +126,7 @@ class LogReader:
         self._offset = 0
         self._node = ""
         self.printed = False
+        self.state = ""
 
     def read(self) -> bool:
         """Pass on what is new; return whether the task has ended.
@@ -142,7 +144,8 @@ class LogReader:
             self.printed = True
             self._put(told)
         self._offset = told["end"]
-        return told["state"] in ENDED
+        self.state = told["state"]
+        return self.state in ENDED
 
     def follow(self) -> None:
         """Pass on what comes, until the task has ended.
@@ -158,4 +161,3 @@ class LogReader:
             except AWAY as error:
                 patience.bear(error)
             time.sleep(FOLLOW_S)
-

@@ -263,14 +263,16 @@ class Connection:
             send(self._socket, [codec.encode_header(0, self._sequence), *frames])
 
     def _send_queue(self, now_ms: int) -> None:
+        # Taken first and sent last: what a program says about a task comes after its submit in
+        # the program, and so it must on the wire.
+        posted = [self._messages.popleft() for _ in range(len(self._messages))]
         messages: list[Message] = []
-        while self._messages:
-            messages.append(self._messages.popleft())
-        if self._seen and (messages or now_ms >= self._seen_due_ms or self._queue):
+        if self._seen and (posted or now_ms >= self._seen_due_ms or self._queue):
             messages += self._take_seen()
         queue = self._queue
         while queue:
             messages.append(self._next_submit(now_ms))
+        messages += posted
         if messages:
             self._alive_ms = now_ms
             self._send(messages)
@@ -329,6 +331,9 @@ class Connection:
                     pending = self.tasks.get(id_)
                     if pending is not None:
                         pending.accepted = True
+                        if pending.future.wanted_gone:
+                            # The wish may have come before the task was known there.
+                            self._messages.append(m.Cancel((id_,)))
                         accepted = pending.future.accepted
                         if accepted is not None and not accepted.done():
                             accepted.set_result(None)

@@ -58,7 +58,7 @@ class TaskFuture(Future[Any]):
         self._client = client
         self._task = task
         self._name = name
-        self._wanted_gone = False
+        self.wanted_gone = False
         self.ended: Ended | None = None
         self.accepted: Future[None] | None = None
 
@@ -93,7 +93,7 @@ class TaskFuture(Future[Any]):
         """
         if self.done():
             return False
-        self._wanted_gone = True
+        self.wanted_gone = True
         self._client.cancel_task(self._task)
         return True
 

@@ -273,14 +273,17 @@ class Granting:
         return min(PREFETCH_PER_SLOT_MAX * slots, -(-slots * PREFETCH_WORK_MS * 1000 // mean_us))
 
     def rows(self, cls: ClassState, now_ms: int) -> list[tuple[Use, int]]:
-        """Nodes and slots this class may use, fastest measured first."""
+        """Nodes and slots this class may use: first wishes first, then the fastest measured."""
         table = self.table.get(cls.id)
         rows = [(cls.use(node), slots) for node, slots in table.items()] if table else []
         if len(rows) > 1:
-            rows.sort(key=_fastest_first)
+            needs, rank = cls.spec.needs, self.view.rank
+            # An unmeasured node goes first: its first task is the measurement.
+            rows.sort(key=lambda row: (rank(row[0].node, needs), row[0].mean_us, row[0].node))
         if self._may_use_own(cls, now_ms):
             own = cls.use(self.me)
-            slots = self._room_here(cls.requirement.alternatives[0]) + own.in_use()
+            ask = cls.requirement.alternatives[self.view.rank(self.me, cls.spec.needs)]
+            slots = self._room_here(ask) + own.in_use()
             rows = [(use, n) for use, n in rows if use is not own]
             rows.insert(0, (own, slots))
         return rows
@@ -416,8 +419,3 @@ class Granting:
 
 def _by_priority(cls: ClassState) -> tuple[int, int]:
     return (-cls.spec.priority, cls.id)
-
-
-def _fastest_first(row: tuple[Use, int]) -> tuple[int, bytes]:
-    # An unmeasured node goes first: its first task is the measurement.
-    return (row[0].mean_us, row[0].node)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from blackroad.capabilities import Capabilities
 
 
+RANKS_MAX = 100_000
+
+
 class NodeView:
     """One node as an owner sees it; (inc, stamp_ms) is the newest pair heard by any path."""
 
@@ -63,7 +66,7 @@ class NodesView:
     def __init__(self, me: bytes) -> None:
         self.me = me
         self.nodes: dict[bytes, NodeView] = {}
-        self._fits: dict[tuple[bytes, bytes], bool] = {}
+        self._ranks: dict[tuple[bytes, bytes], int] = {}
 
     def get(self, node: bytes, text: str = "") -> NodeView:
         """The view of one node, made when first heard of."""
@@ -98,20 +101,24 @@ class NodesView:
         view = self.get(node, text)
         view.text = text
         view.capabilities = capabilities
-        self._fits = {key: value for key, value in self._fits.items() if key[0] != node}
+        self._ranks = {key: rank for key, rank in self._ranks.items() if key[0] != node}
 
     def fits(self, node: bytes, needs: bytes) -> bool:
         """Could that node, if idle, run this?"""
+        return self.rank(node, needs) >= 0
+
+    def rank(self, node: bytes, needs: bytes) -> int:
+        """Which alternative of the needs that node would meet, the first wish being 0; -1: none."""
         key = (node, needs)
-        known = self._fits.get(key)
+        known = self._ranks.get(key)
         if known is None:
             view = self.nodes.get(node)
             if view is None or view.capabilities is None:
-                return False
-            known = fits(from_wire(needs), view.capabilities, view.text) >= 0
-            if len(self._fits) > 100_000:
-                self._fits.clear()
-            self._fits[key] = known
+                return -1
+            known = fits(from_wire(needs), view.capabilities, view.text)
+            if len(self._ranks) > RANKS_MAX:
+                self._ranks.clear()
+            self._ranks[key] = known
         return known
 
     def avoid(self, node: bytes, now_ms: int, episode_ms: int) -> None:

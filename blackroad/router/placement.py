@@ -325,7 +325,7 @@ def _ideal(
 
 
 class _Cursor:
-    """Walks the nodes for one class: where it already is first, then the faster ones."""
+    """Walks the nodes for one class: where it already is, then by its wishes, then by speed."""
 
     def __init__(self, want: Want, order: Sequence[Node], fit: Fit) -> None:
         self._left = want.queued + sum(want.in_use.values())
@@ -338,10 +338,15 @@ class _Cursor:
             ask = fit.ask(want, node)
             if ask is not None:
                 self._stops.append((node, ask, want.in_use[node.id]))
-        for node in [*here, *rest]:
-            ask = fit.ask(want, node)
-            if ask is not None and node.id not in want.avoid:
-                self._stops.append((node, ask, SLOTS_MAX))
+        wishes = want.requirement.alternatives
+        growth = [
+            (node, ask, SLOTS_MAX)
+            for node in [*here, *rest]
+            if (ask := fit.ask(want, node)) is not None and node.id not in want.avoid
+        ]
+        if len(wishes) > 1:
+            growth.sort(key=lambda stop: wishes.index(stop[1]))
+        self._stops += growth
         self._at = 0
         self._taken_here = 0
 

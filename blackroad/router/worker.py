@@ -303,7 +303,7 @@ class Worker:
     def _begin(self, work: Work, now_ms: int) -> None:
         """Start the process of a running attempt, once all it needs is here."""
         lease = work.lease
-        if work.missing or work.begun or lease is None:
+        if work.missing or work.begun or lease is None or now_ms >= work.deadline_ms:
             return
         work.begun = True
         work.started_ms = now_ms

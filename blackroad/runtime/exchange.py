@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FOREVER_MS = 2**62
 BULK_IDLE_MS = 60_000
+# Each takes a descriptor and a window of chunks; the others wait their turn.
+PULLS_MAX = 64
 
 
 class _Pull:
@@ -73,6 +75,7 @@ class Exchange:
         self._arrived = arrived
         self._failed = failed
         self._pulls: dict[bytes, _Pull] = {}
+        self._waiting: dict[bytes, tuple[Ref, bytes, bytes]] = {}
         self._bulks: dict[bytes, _Bulk] = {}
         self.counters: dict[str, int] = {}
 
@@ -83,7 +86,10 @@ class Exchange:
         if self._store.has(ref.digest):
             self._arrived(ref.digest)
             return
-        if ref.digest in self._pulls:
+        if ref.digest in self._pulls or ref.digest in self._waiting:
+            return
+        if len(self._pulls) >= PULLS_MAX:
+            self._waiting[ref.digest] = (ref, holder, client)
             return
         try:
             writer = self._store.writer(ref.digest, ref.size)
@@ -142,6 +148,7 @@ class Exchange:
         else:
             if complete:
                 self._finish(pull)
+                self._start_waiting(now_ms)
             else:
                 self._ask(pull, now_ms)
 
@@ -154,6 +161,12 @@ class Exchange:
             self._end(pull, error.message)
         else:
             self._arrived(pull.ref.digest)
+
+    def _start_waiting(self, now_ms: int) -> None:
+        """Pull what has waited longest, as far as there is room."""
+        while self._waiting and len(self._pulls) < PULLS_MAX:
+            ref, holder, client = self._waiting.pop(next(iter(self._waiting)))
+            self.fetch(ref, holder, client, now_ms)
 
     def on_gone(self, digest: bytes) -> None:
         """The holder does not have it."""
@@ -231,6 +244,7 @@ class Exchange:
                 self._end(pull, "the object did not arrive in time", gone=False)
             else:
                 self._ask(pull, now_ms)
+        self._start_waiting(now_ms)
         for holder, bulk in list(self._bulks.items()):
             if now_ms - bulk.used_ms > BULK_IDLE_MS:
                 self._close(holder)

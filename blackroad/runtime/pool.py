@@ -654,9 +654,8 @@ def _channels() -> tuple[socket.socket, dict[int, int], tuple[int, int, int]]:
     """Make what a task process is reached by: our socket, our pipes, and its three ends."""
     made: list[int] = []
     try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        made += (end.detach() for end in pair)
         for _ in (1, 2):
             made += os.pipe2(os.O_CLOEXEC)
     except OSError as error:
@@ -666,8 +665,10 @@ def _channels() -> tuple[socket.socket, dict[int, int], tuple[int, int, int]]:
             f"no further task process: {error.strerror}",
             hint="raise the limit of open files (LimitNOFILE, ulimit -n)",
         ) from None
-    output, output_theirs, errors, errors_theirs = made
+    channel, channel_theirs, output, output_theirs, errors, errors_theirs = made
+    ours = socket.socket(fileno=channel)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
     ours.setblocking(False)
     os.set_blocking(output, False)
     os.set_blocking(errors, False)
-    return ours, {1: output, 2: errors}, (theirs.detach(), output_theirs, errors_theirs)
+    return ours, {1: output, 2: errors}, (channel_theirs, output_theirs, errors_theirs)

@@ -114,6 +114,7 @@ def main(channel_fd: int, out_fd: int, error_fd: int, number: int, setup: TaskSe
     gc.enable()
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(True)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
     _TaskProcess(channel, number, setup).serve()
     os._exit(0)
 

@@ -18,7 +18,12 @@ from typing import TypeVar
 
 import msgspec
 
-from blackroad.errors import DiskProblem, StateDirectoryProblem
+from blackroad.errors import (
+    BlackroadError,
+    DiskProblem,
+    InvariantBroken,
+    StateDirectoryProblem,
+)
 from blackroad.limits import JOURNAL_COMMIT_CHANGES
 from blackroad.router.effects import (
     AttemptRow,
@@ -50,19 +55,30 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
-        self.problem: DiskProblem | None = None
+        self.problem: BlackroadError | None = None
         self._jobs: queue.SimpleQueue[tuple[int, tuple[JournalRow, ...]] | None]
         self._jobs = queue.SimpleQueue()
         self._done: deque[int] = deque()
         self._thread: threading.Thread | None = None
-        self.wake_fd, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._connection = self._open()
+        self.wake_fd, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _open(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=2
             )
+        except (sqlite3.Error, OSError) as error:
+            raise self._cannot_open(error) from None
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        try:
             os.chmod(self.path, 0o600)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
@@ -76,11 +92,13 @@ class Journal:
                     hint="run the version that wrote it, or move the file away to start empty",
                 )
         except (sqlite3.Error, OSError) as error:
-            raise StateDirectoryProblem(
-                f"the journal {self.path} cannot be opened: {error}",
-                hint="check the disk and the file's owner; moving it away starts an empty journal",
-            ) from None
-        return connection
+            raise self._cannot_open(error) from None
+
+    def _cannot_open(self, error: Exception) -> StateDirectoryProblem:
+        return StateDirectoryProblem(
+            f"the journal {self.path} cannot be opened: {error}",
+            hint="check the disk and the file's owner; moving it away starts an empty journal",
+        )
 
     # --- reading at start -------------------------------------------------------------------------
 
@@ -90,19 +108,20 @@ class Journal:
         Raises  StateDirectoryProblem naming the table with a row that cannot be read.
         """
         return (
-            self._rows("SELECT row FROM task ORDER BY serial", TaskRow),
-            self._rows("SELECT row FROM attempt ORDER BY id", AttemptRow),
-            self._rows("SELECT row FROM outcome ORDER BY id", EndRow),
-            self._rows("SELECT row FROM spool ORDER BY owner, inc, serial", SpoolRow),
+            self._rows("task", "serial", TaskRow),
+            self._rows("attempt", "id", AttemptRow),
+            self._rows("outcome", "id", EndRow),
+            self._rows("spool", "owner, inc, serial", SpoolRow),
         )
 
-    def _rows(self, sql: str, kind: type[_R]) -> list[_R]:
+    def _rows(self, table: str, order: str, kind: type[_R]) -> list[_R]:
         decoder = msgspec.msgpack.Decoder(kind)
+        sql = f"SELECT row FROM {table} ORDER BY {order}"
         try:
             return [decoder.decode(row) for (row,) in self._connection.execute(sql)]
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise StateDirectoryProblem(
-                f"the journal {self.path} holds a row that cannot be read: {error}",
+                f"the journal {self.path} holds a row of `{table}` that cannot be read: {error}",
                 hint="restore it from a backup, or move it away to start empty",
             ) from None
 
@@ -120,7 +139,8 @@ class Journal:
     def flushed(self) -> list[int]:
         """Marks that are on disk since the last call, in order.
 
-        Raises  DiskProblem once a commit failed: nothing after that was promised to anybody.
+        Raises  DiskProblem once a commit failed: nothing after that was promised to anybody;
+                InvariantBroken where a row was none.
         """
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake_fd, 4096)
@@ -156,12 +176,16 @@ class Journal:
             stop = None in jobs
             try:
                 self._commit([job for job in jobs if job is not None])
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 self.problem = DiskProblem(
                     f"the journal {self.path} could not be flushed: {error}",
                     hint="free space or replace the disk, then start the daemon again; "
                     "nothing that was not flushed has been promised",
                 )
+                self._wake()
+                return
+            except Exception as error:  # noqa: BLE001 - a silent end would stop all promises
+                self.problem = InvariantBroken(f"the journal was given what is no row: {error!r}")
                 self._wake()
                 return
             self._wake()

@@ -50,9 +50,7 @@ def test_help_fits_the_terminal(name: str) -> None:
     assert [line for line in examples.splitlines() if len(line) > 96] == []
 
 
-@pytest.mark.parametrize(
-    "line", [line for name in ENTRIES for line in command(name).examples]
-)
+@pytest.mark.parametrize("line", [line for name in ENTRIES for line in command(name).examples])
 def test_examples_can_be_typed(line: str) -> None:
     parsed = 0
     for part in line.partition("  #")[0].split("|"):
@@ -76,7 +74,7 @@ def test_examples_can_be_typed(line: str) -> None:
 
 def samples() -> dict[str, BlackroadError]:
     """One error of each class, as it could be raised."""
-    task = {"task_id": TASK}
+    task: dict[str, Any] = {"task_id": TASK}
     return {
         "BlackroadError": BlackroadError(
             "the mesh did not form",
@@ -173,11 +171,13 @@ def test_snapshot_of_every_error() -> None:
 INTRODUCTION = """\
 # Commands
 
-One program does everything: `blackroad COMMAND`. Every command has `--json`, which prints objects for programs on standard
-output, and `--help`. Ids of tasks may be shortened: all of the part before the dash, and 4 characters or more of the rest.
+One program does everything: `blackroad COMMAND`. Every command has `--json`, which prints objects
+for programs on standard output, and `--help`. Ids of tasks may be shortened: all of the part before
+the dash, and 4 characters or more of the rest.
 
-A command that fails says so on standard error: what is wrong, because of what, and a hint what to do. With `--json` the same
-stands on standard output as `{"error": {"type", "message", "hint", "exit_code", ...}}`. `BLACKROAD_DEBUG=1` shows where it
+A command that fails says so on standard error: what is wrong, because of what, and a hint what to
+do. With `--json` the same stands on standard output as
+`{"error": {"type", "message", "hint", "exit_code", ...}}`. `BLACKROAD_DEBUG=1` shows where it
 happened. Ctrl-C ends a command with 130, and never a task that is on disk.
 
 | exit code | means |
@@ -187,9 +187,10 @@ happened. Ctrl-C ends a command with 130, and never a task that is on disk.
 | 2 | the command line or the configuration is wrong |
 | 3 | no node can run it |
 | 4 | no daemon answers, or the task's owner is out of reach |
-| 5 | this machine: a port, directory, disk or package; or not now: busy, or not ended within `--timeout` |
+| 5 | this machine: a port, directory, disk or package; or not now: busy, or not ended in time |
 
-Commands speak with the daemon of this machine, else with those in `BLACKROAD_ENDPOINTS` or the configuration's `endpoints`.
+Commands speak with the daemon of this machine, else with those in `BLACKROAD_ENDPOINTS` or the
+`endpoints` of the configuration.
 """
 
 
@@ -204,7 +205,9 @@ def page() -> str:
 
 def section(name: str) -> str:
     found = command(name)
-    context = click.Context(found, info_name=name, parent=click.Context(main, info_name="blackroad"))
+    context = click.Context(
+        found, info_name=name, parent=click.Context(main, info_name="blackroad")
+    )
     usage = found.get_usage(context).removeprefix("Usage: ")
     text = inspect.cleandoc(found.help or "")
     lines = [f"### {name}\n", f"    {' '.join(usage.split())}\n", markdown(text), ""]

@@ -12,6 +12,7 @@ from blackroad.ids import inc_counter
 from blackroad.limits import (
     LEASE_MS,
     RENEW_LISTS_KEPT,
+    SESSION_LEASE_MS,
     TOMBSTONES_MAX,
     WAITING_BYTES_MAX,
     WAITING_PER_SLOT_MAX,
@@ -23,6 +24,7 @@ from blackroad.router.worker import State
 if TYPE_CHECKING:
     from blackroad import node as n
     from blackroad.ids import Token
+    from tests.sim.clients import Client
     from tests.sim.cluster import Cluster
     from tests.sim.machine import Machine, Process
 
@@ -77,6 +79,7 @@ class Observer:
         self.tasks: dict[bytes, Truth] = {}
         self.held: dict[e.Key, set[bytes]] = {}
         self.orphans: dict[e.Key, int] = {}
+        self.sessions: dict[bytes, Client] = {}
         self.poisoned_ms = -(2**62)
         self._sweep_ms = 0
         self._counters: dict[bytes, int] = {}
@@ -247,10 +250,11 @@ class Observer:
                     continue
                 owner = world.machines[truth.owner]
                 node = owner.node
+                client = self.sessions[truth.session]
                 lives = (
                     node is not None
                     and node.inc == key[1].inc
-                    and truth.session in node.owner.sessions.sessions
+                    and (client.alive or world.now < client.died_ms + SESSION_LEASE_MS)
                 )
                 if lives:
                     self.orphans.pop(key, None)

@@ -42,6 +42,7 @@ class Client:
         self.handle = handle
         self.session = session
         self.alive = True
+        self.died_ms = 0
         self.opened_inc = 0
         self.opening = True
         self.tasks: dict[bytes, ClientTask] = {}
@@ -76,6 +77,7 @@ class Client:
     def die(self) -> None:
         """Vanish without a word."""
         self.alive = False
+        self.died_ms = self.world.now
         self.world.told(f"client of {self.machine.name} dies")
 
     def say(self, message: m.Message) -> None:

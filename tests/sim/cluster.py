@@ -112,6 +112,7 @@ class Cluster:
         handle = f"client{len(self.clients)}".encode()
         client = Client(self, machine, handle, self.rng.randbytes(16))
         self.clients[handle] = client
+        self.observer.sessions[client.session] = client
         return client
 
     def plan(self, task: bytes) -> Plan:

@@ -66,7 +66,9 @@ def _no_self_kill() -> list[Patch]:
     original = Worker._kill
 
     def kill(self: Worker, work: Any, why: str, now_ms: int) -> None:
-        if why != "lapsed":
+        if why == "lapsed":
+            work.deadline_ms = 2**62
+        else:
             original(self, work, why, now_ms)
 
     return [(Worker, "_kill", kill), (Machine, "_supervise", lambda *_: None)]
@@ -178,10 +180,6 @@ def _ledger_ignored() -> list[Patch]:
     return [(Worker, "_new_ledger", new_ledger)]
 
 
-def _waiting_unbounded() -> list[Patch]:
-    return [(worker, "WAITING_PER_SLOT_MAX", 10**6)]
-
-
 def _gang_before_all_held() -> list[Patch]:
     original = Attempts._listed
 
@@ -261,11 +259,27 @@ SAFETY: dict[str, Callable[[], list[Patch]]] = {
     "leftovers_alive": _leftovers_alive,
     "journal_issued_again": _journal_issued_again,
     "ledger_ignored": _ledger_ignored,
-    "waiting_unbounded": _waiting_unbounded,
     "gang_before_all_held": _gang_before_all_held,
     "gang_before_last_proof": _gang_before_last_proof,
     "cancel_before_proof": _cancel_before_proof,
     "sessions_ignored": _sessions_ignored,
+}
+# Faults without which a mutant shows itself only after thousands of seeds.
+FOCUS: dict[str, tuple[str, ...]] = {
+    "lease_from_receipt": ("hold", "jitter"),
+    "no_self_kill": ("daemon_crash", "pause"),
+    "no_supervisor": ("daemon_crash", "pause"),
+    "token_not_remembered": ("double",),
+    "no_floor": ("double", "hold"),
+    "recall_without_tombstone": ("hold", "cancel"),
+    "any_done_accepted": ("cut", "hold"),
+    "absence_is_proof": ("jitter", "hold"),
+    "incarnation_not_checked": ("hold", "daemon_crash", "double"),
+    "future_stamps": ("hold", "power_cut", "double"),
+    "bound_not_moved": ("jitter",),
+    "leftovers_alive": ("daemon_crash",),
+    "journal_issued_again": ("daemon_crash",),
+    "sessions_ignored": ("client_death",),
 }
 # Nothing may notice: safety does not rest on these.
 HARMLESS: dict[str, Callable[[], list[Patch]]] = {

@@ -95,7 +95,8 @@ class FakeClient:
 
     def kernel(self, name: str, *, options: Mapping[str, Any], **params: Any) -> GatheredFuture:
         self.asked.append(("kernel", name, params, dict(options)))
-        return GatheredFuture([self._future()], lambda found: found[0], name)  # type: ignore[list-item]
+        parts: Any = [self._future()]
+        return GatheredFuture(parts, lambda found: found[0], name)
 
     # --- questions --------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 
-import click
 import pytest
 
 from blackroad.cli import main as top
+from blackroad.cli.commands import Command
 from blackroad.errors import EnvironmentProblem
 from tests.tidy.source import ROOT
 from tests.unit.cli_fake import FakeClient, blackroad, client
@@ -19,7 +19,7 @@ from tests.unit.cli_fake import FakeClient, blackroad, client
 __all__ = ["client"]
 
 
-def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+def python(code: str) -> subprocess.CompletedProcess[str]:
     """Run a program of this package in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -29,7 +29,6 @@ def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
         check=False,
-        **options,  # type: ignore[call-overload]
     )
 
 
@@ -51,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_each_entry_is_a_command_with_help_and_examples(name: str) -> None:
     module = importlib.import_module(f"blackroad.cli.{top.ENTRIES[name].module}")
     command = getattr(module, f"{name}_command")
-    assert isinstance(command, click.Command)
+    assert isinstance(command, Command)
     assert command.name == name
     assert command.help
     assert command.examples

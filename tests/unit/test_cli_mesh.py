@@ -238,7 +238,8 @@ def test_a_daemon_that_ends_is_shown_with_its_log(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "import sys; print('one'); print('port is taken', file=sys.stderr); sys.exit(5)"
-    monkeypatch.setattr(mesh_run.children, "command", lambda _: [sys.executable, "-c", code])
+    command = [sys.executable, "-c", code]
+    monkeypatch.setattr("blackroad.discovery.children.command", lambda _: command)
     answer = blackroad("up", "--nodes", "2", **environment(home))
     assert answer.code == EnvironmentProblem.exit_code
     assert answer.err.splitlines()[0] == "error: `mesh-1` ended with status 5 instead of serving"
@@ -266,9 +267,11 @@ def test_down_ends_what_runs_and_purge_removes_it(
 def test_up_with_another_number_is_refused(
     home: Home, started: list[subprocess.Popen[str]]
 ) -> None:
-    mesh_record.remember(home, 2)
+    mesh_record.remember(home, 2, 4)
+    assert mesh_record.slots_of(home) == 4
     stand_in(Place(1, home), started)
-    answer = blackroad("up", "--nodes", "3", **environment(home))
-    assert answer.code == 5
-    assert "a mesh of 2 nodes runs already, 1 of them alive" in answer.err
-    assert "`blackroad down` first" in answer.err
+    for words in (("--nodes", "3"), ("--slots", "5")):
+        answer = blackroad("up", *words, **environment(home))
+        assert answer.code == 5
+        assert "a mesh of 2 nodes runs already, 1 of them alive" in answer.err
+        assert "`blackroad down` first" in answer.err

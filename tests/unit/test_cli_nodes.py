@@ -58,7 +58,7 @@ def test_what_only_some_nodes_have_gets_a_column(client: FakeClient) -> None:
 def test_an_undecided_mesh_is_told(client: FakeClient) -> None:
     client.rows[1]["follows"] = "otherone"
     assert blackroad("nodes").out.endswith("\n\nfollowing another coordinator: shed\n")
-    told = {"coordinator": None, "nodes": []}
+    told: dict[str, Any] = {"coordinator": None, "nodes": []}
     assert nodes.remarks(told) == ["no coordinator yet: each node uses its own machine meanwhile"]
 
 
@@ -72,9 +72,7 @@ def test_watching_needs_a_terminal(client: FakeClient) -> None:
 # --- watching -----------------------------------------------------------------------------------
 
 
-def test_watching_outlives_the_daemon(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watching_outlives_the_daemon(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [{"n": 1}, Unreachable("gone"), OwnerLost("anew"), {"n": 2}]
 
     def ask() -> Any:
@@ -113,7 +111,7 @@ def test_watching_as_json_is_an_object_a_line(
         if next(rounds, KeyboardInterrupt) is KeyboardInterrupt:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(nodes.time, "sleep", rest)
+    monkeypatch.setattr("blackroad.cli.nodes.time.sleep", rest)
     answer = blackroad("nodes", "--watch", "--json")
     assert answer.code == 130
     assert [json.loads(line)["coordinator"] for line in answer.out.splitlines()] == [NODE] * 3

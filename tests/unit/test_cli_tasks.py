@@ -156,6 +156,8 @@ def test_logs_are_printed_as_they_are(client: FakeClient) -> None:
 
 def test_nothing_kept_is_said(client: FakeClient) -> None:
     client.printed = ""
+    assert blackroad("logs", TASK) == (0, "", "it has printed nothing yet\n")
+    client.known[TASK] = status(state="done")
     answer = blackroad("logs", TASK)
     assert answer == (0, "", "nothing that this task printed is kept\n")
 

@@ -154,3 +154,12 @@ def test_back_fill_ends_with_the_long_task() -> None:
     """R-alloc-5: short tasks are no reason for more short tasks."""
     short = want(2, 9, mean_ms=1000, in_use={PEER: 2})
     assert table([node(PEER)], [short], {PEER: (FOURTH, 1)}) == {(ME, 2): {}}
+
+
+def test_wishes_come_before_speed() -> None:
+    """Alternatives are an order: a node that meets the first one is taken before a faster one."""
+    wishes = Needs.any(Needs(labels={"disk": "ssd"}), Needs())
+    nodes = [node(PEER, 2, labels={"disk": "ssd"}), node(OTHER, 2, 4.0)]
+    rows = table(nodes, [want(1, 2, wishes), want(2, 2)])
+    assert rows[ME, 1] == {PEER: 2}
+    assert rows[ME, 2] == {OTHER: 2}
