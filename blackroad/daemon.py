@@ -30,7 +30,7 @@ from blackroad.discovery import probe as probing
 from blackroad.discovery.hints import Announcement, from_static
 from blackroad.discovery.machine import Host, cache_environment, sensors
 from blackroad.discovery.mdns import Mdns
-from blackroad.errors import BlackroadError, EnvironmentProblem
+from blackroad.errors import BlackroadError, ClockProblem, EnvironmentProblem
 from blackroad.ids import short, text32
 from blackroad.limits import PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
 from blackroad.node import (
@@ -81,6 +81,17 @@ def boot_ms() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
+def check_clock() -> None:
+    """Raise ClockProblem where this machine lacks the clock that leases rest on."""
+    try:
+        boot_ms()
+    except (OSError, AttributeError) as error:
+        raise ClockProblem(
+            f"this system has no boot-time clock: {error}",
+            hint="blackroad needs Linux 2.6.39 or newer; leases cannot be kept without it",
+        ) from None
+
+
 def run_daemon(config: Config) -> int:
     """Run a daemon until it is told to stop; return its exit code.
 
@@ -120,6 +131,7 @@ class Daemon:
 
     def start(self) -> None:
         """Lock the state, begin a life, listen, and only then tell anybody."""
+        check_clock()
         config = self.config
         state = StateDirectory(self.paths.state)
         state.open()

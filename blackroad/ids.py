@@ -114,6 +114,6 @@ def parse_task(text: str) -> tuple[str, str]:
     ):
         raise UsageError(
             f"`{text}` is not a task id",
-            hint="a task id looks like k3f9x2ab-01c7…; `blackroad tasks` lists them",
+            hint="a task id looks like k3f7x2ab-m5c7q; `blackroad tasks` lists them",
         )
     return owner, task

@@ -292,7 +292,8 @@ class Client:
         """
         if isinstance(argv, str) or not argv:
             raise UsageError("a command is a list of words, such as ['ffmpeg', '-i', 'a.mkv']")
-        todo = work.Command([str(word) for word in argv], dict(env or {}), cwd, stdin)
+        words = [str(word) for word in argv]
+        todo = work.Command(words, dict(env or {}), cwd, payload.encode(stdin) if stdin else b"")
         name = os.path.basename(str(argv[0]))[:120]
         spec = self._spec_from_options(name, options, python="")
         durable = bool(options.get("durable", False))

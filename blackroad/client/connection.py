@@ -362,7 +362,9 @@ class Connection:
                 "the daemon was started anew: attached tasks ended with its earlier life",
                 hint="submit again; tasks with durable=True go on by themselves",
             )
-            self._fail_all(lost)
+            self._lose_attached(lost)
+            # Durable ones are in the journal: naming them again binds them to this session.
+            self._retry.extend(self.tasks)
         self.node, self.inc, self.name = opened.node, opened.inc, opened.name
         self.credit = opened.credit
         if not self.opened.done():
@@ -529,11 +531,12 @@ class Connection:
                 hint="`blackroad nodes` shows who is there; tasks with durable=True go on when it "
                 "is back, and `blackroad result ID` fetches them",
             )
-            self._fail_all(lost)
+            self._lose_attached(lost)
         retry, self._retry = self._retry, []
         for id_ in retry:
             pending = self.tasks.get(id_)
             if pending is not None:
+                pending.accepted = False
                 self._queue.append(pending)
         if self.tasks and now_ms - self._heard_ms >= RESEND_MS:
             self._resend(now_ms)
@@ -554,13 +557,22 @@ class Connection:
             pending.sent_ms = now_ms
             self._queue.append(pending)
 
+    def _lose_attached(self, error: OwnerLost) -> None:
+        """The owner's life is over, and with it every task that was not journaled."""
+        for pending in list(self.tasks.values()):
+            if not pending.durable or not pending.accepted:
+                self._fail(pending, error)
+
+    def _fail(self, pending: Pending, error: BaseException) -> None:
+        self._forget(pending)
+        accepted = pending.future.accepted
+        if accepted is not None and not accepted.done():
+            accepted.set_exception(error)
+        pending.future.fail(error)
+
     def _fail_all(self, error: BaseException) -> None:
         for pending in list(self.tasks.values()):
-            self._forget(pending)
-            accepted = pending.future.accepted
-            if accepted is not None and not accepted.done():
-                accepted.set_exception(error)
-            pending.future.fail(error)
+            self._fail(pending, error)
         for asked in list(self._asked.values()):
             if not asked.future.done():
                 asked.future.set_exception(error)

@@ -277,7 +277,9 @@ def _padded(values: Mapping[str, Any], plan: Plan) -> Array:
 
     rows = _padded_rows(values, plan.row_radius)
     margins = [(0, 0), (plan.column_radius, plan.column_radius)] + [(0, 0)] * (rows.ndim - 2)
-    return np.pad(rows, margins, BORDERS[values["border"]]).reshape(len(rows), -1)  # type: ignore[call-overload,no-any-return]
+    how: Any = BORDERS[values["border"]]
+    padded: Array = np.pad(rows, margins, how)
+    return padded.reshape(len(rows), -1)
 
 
 def _padded_rows(values: Mapping[str, Any], radius: int) -> Array:
@@ -287,7 +289,9 @@ def _padded_rows(values: Mapping[str, Any], radius: int) -> Array:
     image = values["image"]
     margins = [(radius - values["rows_above"], radius - values["rows_below"])]
     margins += [(0, 0)] * (image.ndim - 1)
-    return np.pad(image, margins, BORDERS[values["border"]])  # type: ignore[call-overload,no-any-return]
+    how: Any = BORDERS[values["border"]]
+    padded: Array = np.pad(image, margins, how)
+    return padded
 
 
 def _correlate(image: Array, stages: Sequence[Stage]) -> Array:

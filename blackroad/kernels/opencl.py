@@ -210,7 +210,7 @@ def _chosen(choice: str) -> pyopencl.Device:
     if not found:
         raise DeviceProblem(
             "no OpenCL driver offers a device",
-            hint="install one, for example `apt install pocl-opencl-icd`; see `blackroad doctor`",
+            hint="install one, for example `apt install pocl-opencl-icd`; see `blackroad kernels`",
         )
     platform, _, device = choice.partition(":")
     fitting = [raw for raw in found if _fits(platform, raw.platform.name, _platform_names(found))]

@@ -6,6 +6,7 @@ only that an object is here or cannot be had.  This file must not know why anybo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -211,7 +212,7 @@ class Exchange:
                 continue
             for message in found:
                 if isinstance(message, m.Want):
-                    self.serve(message, lambda one, to=route: self._answer(to, one))  # type: ignore[misc]
+                    self.serve(message, functools.partial(self._answer, route))
 
     def _answer(self, route: bytes, message: m.Message) -> bool:
         frame = codec.frame_of((codec.encode(message),))

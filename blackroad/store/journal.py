@@ -184,7 +184,7 @@ class Journal:
                 )
                 self._wake()
                 return
-            except Exception as error:  # noqa: BLE001 - a silent end would stop all promises
+            except Exception as error:
                 self.problem = InvariantBroken(f"the journal was given what is no row: {error!r}")
                 self._wake()
                 return

@@ -28,7 +28,10 @@ class Bench:
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.store = ObjectStore(directory, 1 << 30)
-        self.pool = Pool(objects_dir=str(directory), environment=base_environment(), **options)
+        environment = base_environment()
+        # It would take the buffer from C's stdout too, and hide a flush that is missing.
+        environment.pop("PYTHONUNBUFFERED", None)
+        self.pool = Pool(objects_dir=str(directory), environment=environment, **options)
         self.events: list[PoolEvent] = []
         self.pool.start()
 

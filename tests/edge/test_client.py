@@ -350,7 +350,7 @@ def test_unknown_options_are_refused_here(client: Client) -> None:
 
 def test_a_task_can_be_followed_by_its_id(pair: Mesh, client: Client, there: There) -> None:
     here, go = there
-    future = client.submit(mark_and_wait, here, str(go), needs=Needs(node="two"))
+    future = client.submit(mark_and_wait, here, str(go), needs=Needs(node="two"), durable=True)
     with pair.daemons[1].client() as other:
         until(lambda: other.status(future.task_id)["state"] == "running", "running")
         assert [row["name"] for row in other.status(future.task_id)["nodes"]] == ["two"]
@@ -361,8 +361,8 @@ def test_a_task_can_be_followed_by_its_id(pair: Mesh, client: Client, there: The
 
 
 def test_an_outcome_comes_to_whoever_knows_the_id(pair: Mesh, client: Client) -> None:
-    good = client.submit(lambda: np.arange(200_000))
-    bad = client.submit(fails, "ValueError")
+    good = client.submit(lambda: np.arange(200_000), durable=True)
+    bad = client.submit(fails, "ValueError", durable=True)
     for one in (good, bad):
         one.exception(WAIT_S)
     with pair.daemons[1].client() as other:
@@ -384,6 +384,7 @@ def test_a_task_may_be_cancelled_by_its_id(pair: Mesh, client: Client, there: Th
 def test_waiting_for_an_outcome_has_an_end(client: Client, there: There) -> None:
     here, go = there
     future = client.submit(mark_and_wait, here, str(go))
+    until(lambda: os.path.exists(here), "the start")
     with pytest.raises(TimeoutError):
         client.outcome(future.task_id, timeout=0.1)
     go.touch()

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -465,6 +466,25 @@ def test_threads_and_processes_left_behind_are_gone_before_the_end(
     assert payload.decode(end.result) == "done all the same"
     assert end.facts["left_behind"] == "processes"
     assert [pid for pid in wait_file(path, 2) if alive(pid)] == []
+
+
+def test_an_orphan_beyond_the_session_is_found_too(bench: Bench, tmp_path: Path) -> None:
+    def escape(path: str) -> None:
+        first = os.fork()
+        if first == 0:
+            if os.fork() == 0:
+                os.setsid()
+                with open(path, "w") as file:
+                    file.write(str(os.getpid()))
+                select.select([], [], [])
+            os._exit(0)
+        os.waitpid(first, 0)
+        while not os.path.exists(path) or not os.path.getsize(path):
+            select.select([], [], [], 0.01)
+
+    end = bench.launch("escape", call(escape, str(tmp_path / "pid")))
+    assert (end.status, end.facts["left_behind"]) == ("done", "processes")
+    assert [pid for pid in wait_file(tmp_path / "pid", 1) if alive(pid)] == []
 
 
 def test_ended_children_are_no_reason_for_a_new_process(bench: Bench) -> None:

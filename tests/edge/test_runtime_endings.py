@@ -254,6 +254,13 @@ def test_the_loss_of_the_fork_server_is_survived(bench: Bench, tmp_path: Path) -
     assert bench.value(abs, -1) == 1
 
 
+def test_task_processes_die_with_their_fork_server_at_once(bench: Bench) -> None:
+    bench.pool.launch("victim", call(select.select, [], [], []))
+    pid = bench.pid("victim")
+    os.kill(bench.pool.server_pid, signal.SIGKILL)
+    assert wait_gone([pid]) == [], "nobody called the pool meanwhile"
+
+
 def test_a_task_that_kills_its_parent_does_not_harm_the_daemon(bench: Bench) -> None:
     server = bench.value(os.getppid)
     end = bench.launch("patricide", call(lambda: os.kill(os.getppid(), signal.SIGKILL)))

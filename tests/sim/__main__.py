@@ -31,9 +31,10 @@ def main() -> int:
 
 def _replay(seed: int, trace: bool, mutant: str | None) -> int:
     with mutants.applied(mutant):
-        shown = Swarm(seed)
+        force = mutants.FOCUS.get(mutant or "", ())
+        shown = Swarm(seed, force)
         print(f"seed {seed}: {len(shown.world.machines)} nodes, {sorted(shown.faults)}")
-        result = run_seed(seed, listen=print if trace else None)
+        result = run_seed(seed, force, listen=print if trace else None)
     print(_line(result))
     return 1 if result.rule else 0
 
@@ -48,7 +49,7 @@ def _line(result: Result) -> str:
 
 def _play(mutant: str | None, seed: int) -> Result:
     with mutants.applied(mutant):
-        return run_seed(seed)
+        return run_seed(seed, mutants.FOCUS.get(mutant or "", ()))
 
 
 def _search(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,18 @@ def plain(body: bytes) -> bytes:
 def test_damaged_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         payload.decode(data, allow_pickle=False)
+
+
+def test_claims_are_proven_before_room_is_made_for_them() -> None:
+    claims = b"\xdd" + (900_000).to_bytes(4, "big")
+    bomb = plain(claims * 500 + b"\xc0" * 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            payload.decode(bomb, allow_pickle=False)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def forged_array(*fields: object) -> bytes:
