@@ -264,7 +264,11 @@ class Daemon:
         """All that task processes get: the daemon's own but for its secrets, caches, the device."""
         opencl = self.config.opencl
         cache = str(self.paths.cache)
+        # A slot is a core: NumPy's own threads in each task would fight over the others'.
+        share = max(1, (os.cpu_count() or 1) // (self.config.slots or 1))
+        threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         return {
+            **dict.fromkeys(threads, str(share)),
             "POCL_CACHE_DIR": cache,
             "MESA_SHADER_CACHE_DIR": cache,
             **cache_environment(Host()),

@@ -133,6 +133,9 @@ class Connection:
         Raises  NoDaemon where nobody answers in time; BlackroadError where the daemon refuses.
         """
         if not connect(self._socket, self.endpoint):
+            # No thread is there to do it; sockets left to the collector would block it for ever.
+            self._closing = True
+            self._release()
             raise NoDaemon(f"{self.endpoint} is not an address")
         self._poller.watch(self._socket)
         self._poller.watch(self._monitor)
@@ -214,8 +217,11 @@ class Connection:
             if not self.opened.done():
                 self.opened.set_exception(error)
         finally:
-            self._bus.close()
-            os.close(self._wake_fd)
+            self._release()
+
+    def _release(self) -> None:
+        self._bus.close()
+        os.close(self._wake_fd)
 
     def _loop(self) -> None:
         self._open()

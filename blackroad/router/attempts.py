@@ -163,9 +163,13 @@ class Attempts:
 
     @staticmethod
     def _goes_ahead(member: Member) -> None:
+        use = member.use
+        if not use.ahead:
+            # Whoever is left in there has ended or runs by now.
+            use.waiting.clear()
         member.ahead = True
-        member.use.ahead += 1
-        member.use.waiting.append(member)
+        use.ahead += 1
+        use.waiting.append(member)
 
     def _written(self, attempt: Attempt, now_ms: int) -> None:
         """The attempt is in the journal: its Grants may leave."""

@@ -131,6 +131,9 @@ class Granting:
         if self.epoch is not None and stamp <= (self.epoch, self.table_seq):
             return False
         self.epoch, self.table_seq = stamp
+        # A coordinator that has gone deaf restates its last table for ever: that answers nothing.
+        last = allocation.demand_seq == self.demand_seq
+        answers = last or allocation.demand_seq > self.answered_seq
         self.answered_seq = max(self.answered_seq, allocation.demand_seq)
         table: dict[int, dict[bytes, int]] = {}
         for row in allocation.rows:
@@ -139,7 +142,7 @@ class Granting:
         self.tables += 1
         for cls in by_id.values():
             self._dirty[cls] = None
-        return self._follow_seq <= allocation.demand_seq <= self.demand_seq
+        return answers and self._follow_seq <= allocation.demand_seq <= self.demand_seq
 
     def back_off(self, use: Use, reason: Reason, now_ms: int) -> None:
         """That worker would not take this class: leave the pair alone for a while."""
@@ -185,6 +188,8 @@ class Granting:
         self._review_ms = now_ms + DEMAND_GAP_MS
         self._later = False
         for cls in classes.values():
+            if self.tables:
+                self._recall_shrunk(cls)
             if cls.queued:
                 self._dirty[cls] = None
                 self._later = True
@@ -325,16 +330,29 @@ class Granting:
             wait_us = use.ahead * use.mean_us // max(slots, 1)
             if use.ahead <= 0 or idle <= 0 or (slots and wait_us < SURPLUS_MS * 1000):
                 continue
-            for member in reversed(use.waiting):
-                if idle <= 0:
-                    break
-                if not member.ahead or member.stopping or member.state is MemberState.WRITING:
-                    continue
-                # Who was asked already will take an idle slot as well.
-                idle -= 1
-                if member.recalled != self.tables:
-                    member.recalled = self.tables
-                    self._out.send(member.node, Recall(member.attempt.token, False))
+            idle -= self._recall(use, idle)
+
+    def _recall_shrunk(self, cls: ClassState) -> None:
+        """The table has no row any more for a node where some still wait: they could wait long."""
+        row = self.table.get(cls.id, {})
+        for use in cls.uses.values():
+            if use.ahead and use.node != self.me and not row.get(use.node):
+                self._recall(use, use.ahead)
+
+    def _recall(self, use: Use, count: int) -> int:
+        """Ask for so many waiting attempts, the youngest first, once under each table."""
+        asked = 0
+        for member in reversed(use.waiting):
+            if asked >= count:
+                break
+            if not member.ahead or member.stopping or member.state is MemberState.WRITING:
+                continue
+            # Who was asked already will take an idle slot as well.
+            asked += 1
+            if member.recalled != self.tables:
+                member.recalled = self.tables
+                self._out.send(member.node, Recall(member.attempt.token, False))
+        return asked
 
     # --- demand -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import threading
 from concurrent.futures import CancelledError
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 from blackroad import Client, Needs
 from blackroad.client.client import ObjectRef
@@ -99,7 +101,7 @@ def test_a_wrong_kernel_is_refused_here(client: Client) -> None:
 
 def test_a_program_runs_and_its_words_are_kept(client: Client) -> None:
     words = ["sh", "-c", "echo $GREETING; cat; exit 3"]
-    future = client.run(words, env={"GREETING": "good day"}, stdin=b"from here")
+    future = client.run(words, env={"GREETING": "good day"}, stdin=b"from here", durable=True)
     with pytest.raises(TaskFailed) as caught:
         future.result(WAIT_S)
     assert caught.value.exit_status == 3
@@ -403,6 +405,16 @@ def test_nobody_there_is_said_within_its_time(tmp_path: Path) -> None:
         Client("tcp://127.0.0.1:1", connect_timeout=0.2)
     with pytest.raises(NoDaemon):
         Client("no address at all", connect_timeout=0.2)
+
+
+def test_nobody_there_leaves_nothing_to_the_collector() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for endpoint in ("no address at all", "tcp://127.0.0.1:1") * 3:
+        with pytest.raises(NoDaemon):
+            Client(endpoint, connect_timeout=0.05)
+    # Sockets that nobody closed would stop the whole program when they are collected.
+    assert not [one for one in gc.get_objects() if isinstance(one, zmq.Socket) and not one.closed]
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2, "descriptors given back")
 
 
 def test_a_client_over_tcp(pair: Mesh) -> None:

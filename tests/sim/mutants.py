@@ -235,7 +235,8 @@ def _spool_early() -> list[Patch]:
 def _surplus_kept() -> list[Patch]:
     from blackroad.router.granting import Granting
 
-    return [(Granting, "_recall_surplus", lambda *_: None)]
+    keep = lambda *_: None  # noqa: E731
+    return [(Granting, "_recall_surplus", keep), (Granting, "_recall_shrunk", keep)]
 
 
 # Broken safety: some invariant must notice.
@@ -267,7 +268,7 @@ SAFETY: dict[str, Callable[[], list[Patch]]] = {
 # Faults without which a mutant shows itself only after thousands of seeds.
 FOCUS: dict[str, tuple[str, ...]] = {
     "lease_from_receipt": ("hold", "jitter"),
-    "no_self_kill": ("daemon_crash", "pause"),
+    "no_self_kill": ("cut", "one_way"),
     "no_supervisor": ("daemon_crash", "pause"),
     "token_not_remembered": ("double",),
     "no_floor": ("double", "hold"),

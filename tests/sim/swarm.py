@@ -433,6 +433,9 @@ class Swarm:
             able = sum(1 for one in core if spec.needs == NEEDS or one.caps.labels)
             eligible = any(one.priority != -128 for one in core)
             home = node.owner.view.fits(owner.id, spec.needs) and spec.gang == 1
+            if spec.gang > 1 and self.rest:
+                # Two half-connected pools may each keep one of its nodes (Known weaknesses).
+                continue
             if able >= spec.gang and (eligible or (home and not spec.exclusive)):
                 left.append(task)
         return left
