@@ -6,12 +6,12 @@ Edge.  What a node knows by itself is answered in `queries.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from blackroad.bus import messages as m
-from blackroad.ids import short
+from blackroad.ids import U63, Digest, short
 from blackroad.queries import pages
 
 if TYPE_CHECKING:
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from blackroad.running import Running
     from blackroad.runtime.exchange import Exchange
     from blackroad.runtime.objects import ObjectStore
+
+
+class LogArgs(msgspec.Struct, frozen=True):
+    """Arguments of `logs`: the start of a task's id, and the first byte that is wanted."""
+
+    task: str
+    offset: U63 = 0
+
+
+class ObjectArgs(msgspec.Struct, frozen=True):
+    """Arguments of `put` and `get`: which object, and for `get` who has it."""
+
+    digest: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+    node: m.OptionalNode = b""
 
 
 class Answering:
@@ -46,36 +61,36 @@ class Answering:
     def answer(self, lookup: fx.Lookup) -> None:
         """Answer one query, now or when its object has arrived."""
         try:
-            args = msgspec.msgpack.decode(lookup.args or b"\x80")
             match lookup.name:
                 case "logs":
-                    self._logs(lookup, str(args["task"]), int(args.get("offset", 0)))
+                    self._logs(lookup, msgspec.msgpack.decode(lookup.args, type=LogArgs))
                 case "driver":
                     self._reply(lookup, self._statistics())
                 case "put" | "get":
-                    self._bring(lookup, args)
+                    self._bring(lookup, msgspec.msgpack.decode(lookup.args, type=ObjectArgs))
                 case _:
                     self._refuse(lookup, f"this daemon knows no query `{lookup.name}`")
-        except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
-            self._refuse(lookup, f"query `{lookup.name}`: {error!r}")
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._refuse(lookup, f"query `{lookup.name}`: {error}")
 
-    def _logs(self, lookup: fx.Lookup, task: str, offset: int) -> None:
-        page = self._running.printed(task, offset)
+    def _logs(self, lookup: fx.Lookup, args: LogArgs) -> None:
+        page = self._running.printed(args.task, args.offset)
         if page is None:
-            self._reply(lookup, {"text": "", "offset": offset, "end": offset, "cut": 0})
+            at = args.offset
+            self._reply(lookup, {"text": "", "offset": at, "end": at, "cut": 0})
             return
         text = page.data.decode("utf-8", "replace")
         self._reply(lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut})
 
-    def _bring(self, lookup: fx.Lookup, args: Any) -> None:
+    def _bring(self, lookup: fx.Lookup, args: ObjectArgs) -> None:
         """Fetch an object from the asking client (put), or from the node that has it (get)."""
-        ref = msgspec.convert([bytes(args["digest"]), int(args["size"])], m.Ref)
+        ref = m.Ref(args.digest, args.size)
         self._waiting.setdefault(ref.digest, []).append(lookup)
         self._store.pin(ref.digest, lookup.name)
         if lookup.name == "put":
             self._exchange.fetch(ref, self._node.me, lookup.to, self._clock())
         else:
-            self._exchange.fetch(ref, bytes(args["node"]), b"", self._clock())
+            self._exchange.fetch(ref, args.node, b"", self._clock())
 
     def arrived(self, digest: bytes) -> None:
         """An object is here: whoever asked for it is told."""

@@ -66,9 +66,8 @@ HOUSEKEEPING_MS = 1_000
 SENSE_MS = 5_000
 STOP_MS = 3_000
 CLEAN_MS = 10_000
-EXTEND_MS = 500
 GC_THRESHOLD = 20_000
-HOLD_MS = 1
+HOLD_MS = 2
 HOLD_WAITING = 8
 HOLD_MESSAGES = 64
 OVERSLEPT_MS = 750
@@ -118,7 +117,6 @@ class Daemon:
         self._poller = Poller()
         self._events: list[AnyEvent] = []
         self._environment: dict[str, str] = {}
-        self._extend_due_ms = 0
         self._held_ms = 0
         self._pool_version = -1
         self._pool_fds: set[int] = set()
@@ -391,7 +389,7 @@ class Daemon:
         client then serves many tasks.
         """
         lined_up = self._transport.lined_up
-        if lined_up and lined_up < HOLD_MESSAGES and len(self.node.worker.waiting) >= HOLD_WAITING:
+        if lined_up and lined_up < HOLD_MESSAGES and len(self.node.worker.waiting) >= HOLD_WAITING * self.node.worker.slots:
             if not self._held_ms:
                 self._held_ms = now_ms
             if now_ms - self._held_ms < HOLD_MS:
@@ -445,6 +443,8 @@ class Daemon:
                 self._persist(effect)
             case fx.Kill():
                 self._running.kill(effect.key, effect.why)
+            case fx.Extend():
+                self._pool.extend(effect.key, effect.deadline_ms)
             case fx.Fetch():
                 self._exchange.fetch(effect.ref, effect.holder, effect.client, now_ms)
             case fx.Pin():
@@ -616,9 +616,6 @@ class Daemon:
             return
         self._housekeeping_due_ms = now_ms + HOUSEKEEPING_MS
         self._pool.tick(now_ms)
-        if now_ms >= self._extend_due_ms:
-            self._extend_due_ms = now_ms + EXTEND_MS
-            self._running.extend()
         if self._mdns is not None:
             self._on_mdns()
         if self._probe is not None:

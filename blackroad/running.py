@@ -14,7 +14,6 @@ from blackroad.bus import messages as m
 from blackroad.errors import BlackroadError, invariant
 from blackroad.ids import text32
 from blackroad.node import AnyEvent, Finished, Killed
-from blackroad.router.worker import State
 from blackroad.runtime import pool as tasks
 from blackroad.runtime.output import OutputStore, Page
 
@@ -82,7 +81,7 @@ class Running:
             code_digest=code_digest,
             code_path=code_path,
             environment=environment,
-            deadline_ms=self._node.worker.works[start.key].deadline_ms,
+            deadline_ms=start.deadline_ms,
         )
         try:
             self._pool.launch(start.key, run)
@@ -93,12 +92,6 @@ class Running:
     def kill(self, key: fx.Key, why: str) -> None:
         """End an attempt with everything it started."""
         self._pool.kill(key, why)
-
-    def extend(self) -> None:
-        """Tell the fork server until when each attempt may run, should this loop stand still."""
-        for key, work in self._node.worker.works.items():
-            if work.state is State.RUNNING:
-                self._pool.extend(key, work.deadline_ms)
 
     def dropped(self, digest: bytes) -> None:
         """An object left the store."""

@@ -47,6 +47,7 @@ RESEND_MS = 2_000
 QUERY_MS = 3_000
 OWNER_GONE_MS = 5_000
 SEEN_MAX = 1_024
+FOREVER_MS = 2**62
 SEEN_MS = 50
 _SEEN_AT_ONCE = 256
 
@@ -122,6 +123,7 @@ class Connection:
         self._socket = self._bus.client()
         self._monitor = self._bus.monitor(self._socket)
         self._lost_ms = 0
+        self._cut_ms = 0
         self._poller = Poller()
         self._thread = threading.Thread(target=self._run, name="blackroad-client", daemon=True)
 
@@ -253,7 +255,7 @@ class Connection:
             if not there:
                 self._lost_ms = self._lost_ms or now_ms
             elif self._lost_ms:
-                self._lost_ms = 0
+                self._cut_ms, self._lost_ms = self._lost_ms, 0
                 self._open()
 
     def _open(self) -> None:
@@ -368,7 +370,8 @@ class Connection:
                 "the daemon was started anew: attached tasks ended with its earlier life",
                 hint="submit again; tasks with durable=True go on by themselves",
             )
-            self._lose_attached(lost)
+            # What was said after the connection broke never reached that life.
+            self._lose_attached(lost, self._cut_ms or FOREVER_MS)
             # Durable ones are in the journal: naming them again binds them to this session.
             self._retry.extend(self.tasks)
         self.node, self.inc, self.name = opened.node, opened.inc, opened.name
@@ -537,7 +540,7 @@ class Connection:
                 hint="`blackroad nodes` shows who is there; tasks with durable=True go on when it "
                 "is back, and `blackroad result ID` fetches them",
             )
-            self._lose_attached(lost)
+            self._lose_attached(lost, FOREVER_MS)
         retry, self._retry = self._retry, []
         for id_ in retry:
             pending = self.tasks.get(id_)
@@ -563,10 +566,12 @@ class Connection:
             pending.sent_ms = now_ms
             self._queue.append(pending)
 
-    def _lose_attached(self, error: OwnerLost) -> None:
-        """The owner's life is over, and with it every task that was not journaled."""
+    def _lose_attached(self, error: OwnerLost, said_before_ms: int) -> None:
+        """The owner's life is over, and with it every task that it had and did not journal."""
         for pending in list(self.tasks.values()):
-            if not pending.durable or not pending.accepted:
+            journaled = pending.durable and pending.accepted
+            unsaid = not pending.sent_ms and said_before_ms != FOREVER_MS
+            if not journaled and not unsaid and pending.sent_ms < said_before_ms:
                 self._fail(pending, error)
 
     def _fail(self, pending: Pending, error: BaseException) -> None:

@@ -518,7 +518,8 @@ class Attempts:
         for member in list(self.on_node.get(node, {}).values()):
             attempt = member.attempt
             task = attempt.task
-            if not task.cls.spec.pure or attempt.hold or attempt.abandoned:
+            spec = task.cls.spec
+            if not spec.pure or spec.once or attempt.hold or attempt.abandoned:
                 continue
             if task.stop is not None or task.state is not TaskState.GRANTED:
                 continue

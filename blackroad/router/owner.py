@@ -339,9 +339,24 @@ class Owner:
                 self._finish(task, end, reason, b"", facts, verdict.node, now_ms)
             return
         if attempt.abandoned and (task.state is TaskState.QUEUED or task.attempts):
-            # Another attempt decides.
+            self._count_abandoned(task, verdict.cause)
             return
         self._judge(attempt, verdict.cause, outcome, facts, verdict.node, now_ms)
+
+    def _count_abandoned(self, task: Task, cause: Cause) -> None:
+        """Another attempt decides, but what a pure task does to its nodes counts in any case."""
+        if cause is Cause.LOSS:
+            task.losses += 1
+        elif cause is Cause.KILLER:
+            task.killers += 1
+            queued = task.state is TaskState.QUEUED
+            if queued and task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
+                task.cls.queue.remove(task)
+                task.cls.queued -= 1
+                self._isolate(task)
+                task.cls.queue.append(task)
+                task.cls.queued += 1
+                self.granting.dirty(task.cls)
 
     def _judge(
         self,

@@ -9,16 +9,17 @@ import shutil
 import signal
 import socket
 import subprocess
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from blackroad import Needs
+from blackroad.client import TaskFuture
 from blackroad.errors import (
     EXIT_ENVIRONMENT,
     EXIT_USAGE,
-    NoDaemon,
     OwnerLost,
     TaskFailed,
 )
@@ -177,18 +178,24 @@ def test_a_full_disk_ends_the_daemon_before_it_promises(mesh: Mesh, tmp_path: Pa
     try:
         daemon = mesh.add("one", BLACKROAD_STATE_DIR=str(state))
         with daemon.client() as client:
-            work = bytes(50_000)
-            futures = [
-                client.submit(
-                    len, work, durable=True, needs=Needs(node="nowhere"), wait_for_node=True
+            futures = []
+            for number in range(200):
+                futures.append(
+                    client.submit(
+                        len,
+                        bytes(50_000),
+                        durable=True,
+                        needs=Needs(node="nowhere"),
+                        wait_for_node=True,
+                    )
                 )
-                for _ in range(200)
-            ]
+                if number < 10:
+                    _accepted(futures[-1]).result(WAIT_S)
             assert daemon.exits() == EXIT_ENVIRONMENT
-            accepted = [one for one in futures if one.accepted and _set(one.accepted)]
+            accepted = [one for one in futures if _is_set(_accepted(one))]
         assert "No space" in daemon.log() or "full" in daemon.log()
         assert "hint:" in daemon.log()
-        assert 0 < len(accepted) < 200
+        assert 10 <= len(accepted) < 200
         subprocess.run(["mount", "-o", "remount,size=64m", str(state)], check=True)
         daemon.start()
         with daemon.client() as client:
@@ -201,8 +208,13 @@ def test_a_full_disk_ends_the_daemon_before_it_promises(mesh: Mesh, tmp_path: Pa
         subprocess.run(["umount", str(state)], check=True)
 
 
-def _set(accepted: object) -> bool:
-    return accepted.done() and accepted.exception() is None  # type: ignore[attr-defined]
+def _accepted(future: TaskFuture) -> Future[None]:
+    assert future.accepted is not None
+    return future.accepted
+
+
+def _is_set(accepted: Future[None]) -> bool:
+    return accepted.done() and accepted.exception() is None
 
 
 # --- owners that end ----------------------------------------------------------------------------
@@ -285,10 +297,8 @@ def test_pieces_of_a_lost_node_are_computed_elsewhere(mesh: Mesh) -> None:
         victim.end(signal.SIGKILL)
         found = future.result(WAIT_S)
         until(lambda: states(mesh.daemons[0])["two"] == "dead", "`dead`")
-        lost = sum(client.status(part.task_id)["lost"] for part in future.parts if False)
     assert found.shape == (1_200, 1_600)
-    assert lost == 0
-    assert found.min() >= 1
+    assert found.min() >= 1, "no piece is missing"
 
 
 @pytest.mark.slow
@@ -403,6 +413,3 @@ def test_a_failed_task_does_not_harm_its_daemon(mesh: Mesh) -> None:
         with pytest.raises(TaskFailed):
             deep.result(WAIT_S)
         assert client.submit(where).result(WAIT_S) == "one"
-    with pytest.raises(NoDaemon):
-        daemon.end()
-        raise NoDaemon("the daemon is gone, as it should be")

@@ -157,6 +157,7 @@ class Raw:
         self._context: zmq.Context[Any] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.SNDTIMEO, int(WAIT_S * 1000))
         for name, value in options.items():
             self.socket.set(getattr(zmq, name), value)
         self.socket.connect(endpoint)

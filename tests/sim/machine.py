@@ -297,7 +297,9 @@ class Machine:
         now_ms = self.clock()
         for process in list(self.processes.values()):
             process.ends = self.world.now + max(process.left, 0)
-            if now_ms >= process.deadline_ms:
+            if process.dying:
+                self._gone(process, "killed")
+            elif now_ms >= process.deadline_ms:
                 self._gone(process, "lapsed")
             else:
                 self.world.at(process.ends, self._exits, process)
