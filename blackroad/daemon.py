@@ -486,6 +486,10 @@ class Daemon:
         self._handlers[what] = handler
         self._poller.watch(what)
 
+    def _unwatch(self, what: Socket | int) -> None:
+        self._handlers.pop(what, None)
+        self._poller.forget(what)
+
     def _watch_all(self) -> None:
         self._watch(self._clients, self._on_clients)
         self._watch(self._transport.inbox, self._on_inbox)
@@ -563,9 +567,13 @@ class Daemon:
         return any(text32(one) == node for one in self._transport.links)
 
     def _on_probe(self) -> None:
-        if self._probe is None or not self._probe.poll():
+        if self._probe is None:
             return
-        self._handlers.pop(self._probe.fileno(), None)
+        # Its descriptor is closed when it has ended, and its number is anybody's then.
+        fd = self._probe.fileno()
+        if not self._probe.poll():
+            return
+        self._unwatch(fd)
         findings = self._probe.finish()
         self._probe = None
         self._running.found_environment = dict(findings.environment)

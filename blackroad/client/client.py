@@ -287,8 +287,8 @@ class Client:
     ) -> TaskFuture:
         """Run a program on some node; `options` are those of `submit`.
 
-        The future's result is a dict with the exit status; a program that fails raises
-        TaskFailed, and `logs` shows what it printed.
+        The future's result is the exit status 0; a program that fails raises TaskFailed, and
+        `logs` shows what it printed.
         """
         if isinstance(argv, str) or not argv:
             raise UsageError("a command is a list of words, such as ['ffmpeg', '-i', 'a.mkv']")

@@ -258,8 +258,8 @@ def mesh_of(*names: str, **settings: str) -> Iterator[Mesh]:
 # They run in other processes, so they tell and are told by files.
 
 
-def mark_and_wait(here: str, go: str) -> str:
-    """Say in `here` that it runs, then wait for the file `go`; return the node's name."""
+def mark_and_wait(here: str, go: str) -> None:
+    """Say in `here` that it runs, then wait for the file `go`."""
     import os
     import select
 
@@ -267,17 +267,18 @@ def mark_and_wait(here: str, go: str) -> str:
         file.write(f"{os.getpid()}\n")
     while not os.path.exists(go):
         select.select([], [], [], 0.02)
-    return os.environ["BLACKROAD_NODE"] if "BLACKROAD_NODE" in os.environ else ""
 
 
-def with_children(here: str, go: str) -> str:
+def with_children(here: str, go: str) -> None:
     """The same, with a child, and a grandchild that has left its session."""
     import subprocess
     import sys
 
-    nested = "import subprocess,sys; subprocess.Popen(['sleep','600'],start_new_session=True).wait()"
+    nested = (
+        "import subprocess,sys; subprocess.Popen(['sleep','600'],start_new_session=True).wait()"
+    )
     with subprocess.Popen([sys.executable, "-c", nested]):
-        return mark_and_wait(here, go)
+        mark_and_wait(here, go)
 
 
 def stamped(here: str, ms: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import os
 import shutil
@@ -45,12 +46,10 @@ def test_a_stopped_daemon_leaves_nothing_behind(mesh: Mesh, there: There) -> Non
     here, go = there
     daemon = mesh.add("one")
     with daemon.client() as client:
-        future = client.submit(with_children, here, str(go))
+        client.submit(with_children, here, str(go))
         until(lambda: any("sleep 600" in one for one in mesh.processes().values()), "a child")
         assert daemon.end(signal.SIGTERM) == 0
         assert mesh.processes() == {}
-        with pytest.raises(OwnerLost):
-            future.result(WAIT_S)
     assert not (daemon.runtime / "daemon.json").exists()
     assert not (daemon.runtime / "client.sock").exists()
 
@@ -240,6 +239,7 @@ def test_a_durable_task_survives_kill_9_of_its_owner(mesh: Mesh, there: There) -
         np.testing.assert_array_equal(other.outcome(done.task_id, WAIT_S), np.arange(100_000))
 
 
+@pytest.mark.slow
 def test_attached_tasks_end_with_their_owner(mesh: Mesh, there: There) -> None:
     here, go = there
     daemon = mesh.add("one")
@@ -309,10 +309,17 @@ def test_a_daemon_that_stands_still_keeps_no_task_alive(mesh: Mesh, tmp_path: Pa
     record = tmp_path / "record"
     # Only the second can run it at first.
     with one.client() as client:
-        blockers = [client.submit(mark_and_wait, str(tmp_path / f"b{n}"), str(tmp_path / "go"),
-                                  needs=Needs(node="one")) for n in range(2)]
+        blockers = [
+            client.submit(
+                mark_and_wait,
+                str(tmp_path / f"b{n}"),
+                str(tmp_path / "go"),
+                needs=Needs(node="one"),
+            )
+            for n in range(2)
+        ]
         until(lambda: all((tmp_path / f"b{n}").exists() for n in range(2)), "a full first node")
-        future = client.submit(stamped, str(record), 4_000, lease="5s")
+        future = client.submit(stamped, str(record), 8_000, lease="5s")
         until(lambda: record.exists() and "two" in record.read_text(), "the start")
         two.send(signal.SIGSTOP)
         (tmp_path / "go").touch()
@@ -327,9 +334,11 @@ def test_a_daemon_that_stands_still_keeps_no_task_alive(mesh: Mesh, tmp_path: Pa
         spans[name].append(int(stamp_ms))
         nodes[name] = node
     ends = sorted((min(span), max(span)) for span in spans.values())
-    for (_, stopped_ms), (started_ms, _) in zip(ends, ends[1:], strict=False):
+    for (_, stopped_ms), (started_ms, _) in itertools.pairwise(ends):
         assert stopped_ms < started_ms, "two attempts of one task ran at once"
     tokens = sorted(spans, key=lambda one: min(spans[one]))
+    assert [nodes[one] for one in tokens] == ["two", "one"]
+    assert f"{tokens[0]} stop" not in record.read_text(), "it was killed, and did not end"
     assert tokens[-1] == token, "the last attempt has the result"
     numbers = [tuple(map(int, one.split("/"))) for one in tokens]
     assert numbers == sorted(numbers), "tokens grow from attempt to attempt"

@@ -94,7 +94,9 @@ def test_a_damaged_identity_is_never_replaced(tmp_path: Path, text: str) -> None
     assert path.read_bytes() == text.encode("latin-1")
 
 
-@pytest.mark.parametrize("text", ["", "one", "-4", "0x10", "1.5", str(2**31 - 1), str(10**30), "-1"])
+@pytest.mark.parametrize(
+    "text", ["", "one", "-4", "0x10", "1.5", str(2**31 - 1), str(10**30), "-1"]
+)
 def test_a_damaged_counter_is_never_reset(tmp_path: Path, text: str) -> None:
     live(tmp_path)
     path = tmp_path / COUNTER_FILE

@@ -59,9 +59,7 @@ def end_row(number: int, result: m.Payload = b"result") -> EndRow:
 
 
 def spool_row(serial: int) -> SpoolRow:
-    outcome = m.Outcome(
-        Token(7, serial), task_id(serial), 9, m.Status.DONE, b"result", m.Facts(12)
-    )
+    outcome = m.Outcome(Token(7, serial), task_id(serial), 9, m.Status.DONE, b"result", m.Facts(12))
     return SpoolRow(OWNER, outcome)
 
 
@@ -265,7 +263,9 @@ def test_every_mark_that_was_told_survives_kill_9(tmp_path: Path) -> None:
 # --- damage -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [b"this is no database", b"SQLite format 3\x00" + b"\xff" * 5_000])
+@pytest.mark.parametrize(
+    "damage", [b"this is no database", b"SQLite format 3\x00" + b"\xff" * 5_000]
+)
 def test_a_damaged_file_is_said_so_and_kept(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / FILE
     path.write_bytes(damage)

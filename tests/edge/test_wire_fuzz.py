@@ -147,8 +147,10 @@ class Table:
         self.peer.transport.send(self.one.node, m.Goodbye(number))
         mark = m.Alive(number.to_bytes(16, "big"))
         self.net.until(
-            lambda: (self.peer.node, m.Goodbye(number)) in self.one.heard
-            and any(message == mark for _, message in self.one.clients)
+            lambda: (
+                (self.peer.node, m.Goodbye(number)) in self.one.heard
+                and any(message == mark for _, message in self.one.clients)
+            )
         )
         self.one.heard.clear()
         self.one.clients.clear()
@@ -222,9 +224,7 @@ def test_a_frame_between_the_limits_of_links_and_clients_is_a_breach(table: Tabl
 def test_a_peer_with_a_session_may_say_anything(table: Table, frames: list[bytes]) -> None:
     node = table.peer.node
     link = table.one.transport.links[node]
-    table.raw.send(
-        codec.encode_header(link.in_session, link.in_sequence + 1), *frames[1:], b"\xc1"
-    )
+    table.raw.send(codec.encode_header(link.in_session, link.in_sequence + 1), *frames[1:], b"\xc1")
     table.raw.say(m.Alive(b"e" * 16))
     one = table.one
     table.net.until(lambda: any(said == m.Alive(b"e" * 16) for _, said in one.clients))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.sim.machine import Machine, Process
 
 SLACK_MS = 3_000
+KILLS_MAX = 8
 
 
 class Truth:
@@ -137,7 +138,10 @@ class Observer:
 
     def poisoned(self, task: bytes) -> None:
         """A task took its machine down."""
-        self.tasks[task].poisoned += 1
+        truth = self.tasks[task]
+        truth.poisoned += 1
+        if truth.poisoned > KILLS_MAX * truth.spec.gang:
+            self._broken("I10", task, f"took nodes down {truth.poisoned} times")
         self.poisoned_ms = self.world.now
 
     # --- what owners say --------------------------------------------------------------------------
