@@ -389,7 +389,11 @@ class Daemon:
         client then serves many tasks.
         """
         lined_up = self._transport.lined_up
-        if lined_up and lined_up < HOLD_MESSAGES and len(self.node.worker.waiting) >= HOLD_WAITING * self.node.worker.slots:
+        if (
+            lined_up
+            and lined_up < HOLD_MESSAGES
+            and len(self.node.worker.waiting) >= HOLD_WAITING * self.node.worker.slots
+        ):
             if not self._held_ms:
                 self._held_ms = now_ms
             if now_ms - self._held_ms < HOLD_MS:

@@ -203,9 +203,7 @@ def shortfall(
     return min((shortfall(ask, caps, node_id_text) for ask in needs.alternatives), key=len)
 
 
-def explain(
-    requirement: Requirement, nodes: Sequence[tuple[str, str, Capabilities]]
-) -> list[Row]:
+def explain(requirement: Requirement, nodes: Sequence[tuple[str, str, Capabilities]]) -> list[Row]:
     """Return the table that says why no node can run this; empty when one can.
 
     Every item asked for has a row: the best that any one node has, and on which; with several

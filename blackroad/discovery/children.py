@@ -87,9 +87,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=_REAP_S)
 
 
-def run_limited(
-    command_line: Sequence[str], env: Mapping[str, str], limit_ms: int
-) -> Run:
+def run_limited(command_line: Sequence[str], env: Mapping[str, str], limit_ms: int) -> Run:
     """Run a child to its end, or kill it when the limit is over; both outputs are bounded."""
     try:
         process = subprocess.Popen(

@@ -115,9 +115,7 @@ def _speeds(base: Mapping[str, str], budget: _Budget, notes: list[str]) -> dict[
     return speeds
 
 
-def _nvidia(
-    host: Host, base: Mapping[str, str], budget: _Budget, notes: list[str]
-) -> list[Seen]:
+def _nvidia(host: Host, base: Mapping[str, str], budget: _Budget, notes: list[str]) -> list[Seen]:
     """Ask NVIDIA's library, but only where a driver is loaded."""
     signs = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg")
     if not any(host.glob(sign) for sign in signs):
