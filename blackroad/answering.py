@@ -5,6 +5,7 @@ Edge.  What a node knows by itself is answered in `queries.py`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,9 @@ class ObjectArgs(msgspec.Struct, frozen=True):
     node: m.OptionalNode = b""
 
 
+KEPT_MAX = 256
+
+
 class Answering:
     """Serves Lookup effects."""
 
@@ -57,6 +61,9 @@ class Answering:
         self._exchange = exchange
         self._clock = clock
         self._waiting: dict[bytes, list[fx.Lookup]] = {}
+        # What was put or brought here stays until newer ones need the room.
+        self._kept: OrderedDict[tuple[bytes, str], int] = OrderedDict()
+        self._kept_bytes = store.limit_bytes // 2
 
     def answer(self, lookup: fx.Lookup) -> None:
         """Answer one query, now or when its object has arrived."""
@@ -95,7 +102,14 @@ class Answering:
     def arrived(self, digest: bytes) -> None:
         """An object is here: whoever asked for it is told."""
         for lookup in self._waiting.pop(digest, ()):
+            key = (digest, lookup.name)
+            if key in self._kept:
+                self._store.unpin(digest, lookup.name)
+            self._kept[key] = self._store.size(digest) or 0
             self._reply(lookup, {"ok": True})
+        while len(self._kept) > KEPT_MAX or sum(self._kept.values()) > self._kept_bytes:
+            (oldest, name), _ = self._kept.popitem(last=False)
+            self._store.unpin(oldest, name)
 
     def failed(self, digest: bytes, text: str) -> None:
         """An object cannot be had."""

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from blackroad.config import Config
     from blackroad.discovery.probe import Probe
 
+FOREVER_MS = 2**62
 POLL_MS_MAX = 1_000
 HOUSEKEEPING_MS = 1_000
 SENSE_MS = 5_000
@@ -118,6 +119,7 @@ class Daemon:
         self._events: list[AnyEvent] = []
         self._environment: dict[str, str] = {}
         self._held_ms = 0
+        self._woke_ms = 0
         self._pool_version = -1
         self._pool_fds: set[int] = set()
         self._watchdog_ms = service.watchdog_ms()
@@ -348,9 +350,8 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         service.notify("READY=1")
-        planned_ms = boot_ms()
         while not self._stopping:
-            planned_ms = self._turn(planned_ms)
+            self._turn()
         service.notify("STOPPING=1")
         self._leave()
         return 0
@@ -359,18 +360,25 @@ class Daemon:
         """End the loop after this turn."""
         self._stopping = True
 
-    def _turn(self, planned_ms: int) -> int:
-        """One turn: wait, drain what is ready, look at the time, flush; return when the next is
-        due."""
-        ready = self._poller.wait(max(0, min(POLL_MS_MAX, planned_ms - boot_ms())))
+    def _turn(self, until_ms: int = FOREVER_MS) -> None:
+        """One turn: wait, drain what is ready, look at the time, flush."""
+        began_ms = boot_ms()
+        due_ms = self._due_ms(began_ms)
+        wake_ms = min(due_ms, until_ms)
+        if self._held_ms:
+            wake_ms = min(wake_ms, self._held_ms + HOLD_MS)
+        ready = self._poller.wait(max(0, min(POLL_MS_MAX, wake_ms - began_ms)))
         now_ms = boot_ms()
-        late_ms = max(0, now_ms - planned_ms)
+        # Stopped or starved, be it while it waited or while it worked.
+        worked_ms = began_ms - self._woke_ms if self._woke_ms else 0
+        late_ms = max(0, now_ms - max(wake_ms, began_ms), worked_ms)
+        self._woke_ms = now_ms
         if late_ms > OVERSLEPT_MS:
             # Whoever overslept reads its inbox before it judges anybody.
             self._apply(Overslept(late_ms), now_ms)
             self.log.warning("daemon.overslept", gap_ms=late_ms)
         self._drain(ready, now_ms)
-        if now_ms >= planned_ms:
+        if now_ms >= due_ms:
             self._apply(Tick(late_ms), now_ms)
             self._transport.tick(now_ms)
             self._exchange.tick(now_ms)
@@ -379,8 +387,6 @@ class Daemon:
         self._flush(now_ms)
         if self._pool.version != self._pool_version:
             self._watch_pool()
-        due_ms = self._due_ms(now_ms)
-        return min(due_ms, self._held_ms + HOLD_MS) if self._held_ms else due_ms
 
     def _flush(self, now_ms: int) -> None:
         """Send what this turn produced; under load, outcomes wait a moment for company.
@@ -656,7 +662,7 @@ class Daemon:
             self._pool.kill(key, "daemon stops")
         until_ms = now_ms + STOP_MS
         while self.node.worker.running and boot_ms() < until_ms:
-            self._turn(boot_ms() + 50)
+            self._turn(until_ms)
         for node in list(self._transport.links):
             self._transport.send(node, m.Goodbye(self.node.inc))
         self._transport.flush(boot_ms())

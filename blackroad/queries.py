@@ -107,7 +107,13 @@ def _args(query: Query, kind: type[Any]) -> Any:
 def _task(node: Node, query: Query, final: bool) -> Task:
     args = _args(query, TaskArgs)
     text = args.task.lower()
-    found = [task for id_, task in node.owner.tasks.items() if text32(id_).startswith(text)]
+    owner = node.owner
+    found = [
+        task
+        for book in (owner.tasks, owner.recent)
+        for id_, task in book.items()
+        if text32(id_).startswith(text)
+    ]
     if not found:
         raise RemoteProtocolError(f"no task {short(node.me)}-{text} is known here")
     if len(found) > 1:
@@ -196,6 +202,8 @@ def _result(node: Node, task: Task) -> dict[str, Any]:
     ended = task.ended
     if ended is None:
         return {"state": state_text(task), "id": task_text(node.me, task.id), "ended": None}
+    if task.id not in node.owner.tasks:
+        raise RemoteProtocolError("its result was fetched by the program that submitted it")
     ref = ended.result if isinstance(ended.result, Ref) else None
     return {
         "state": state_text(task),

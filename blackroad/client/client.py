@@ -303,7 +303,7 @@ class Client:
     def put(self, value: Any) -> ObjectRef:
         """Store a value at the daemon; return its reference, which `get` takes anywhere.
 
-        It is kept while this session lives.
+        It is kept until newer ones need its room, half of the daemon's object store.
         """
         segments = payload.encode(value)
         ref = m.Ref(payload.digest_of(segments), payload.total_bytes(segments))

@@ -36,6 +36,7 @@ from blackroad.limits import (
     KILLER_ENDINGS_MAX,
     OWNER_BYTES_MAX,
     OWNER_TASKS_MAX,
+    RECENT_TASKS_MAX,
     UNDECIDED_MS,
     UNDECIDED_SUBMITS_MAX,
 )
@@ -86,6 +87,7 @@ class Owner:
         self.out = out
         self.started_ms = started_ms
         self.tasks: dict[bytes, Task] = {}
+        self.recent: dict[bytes, Task] = {}
         self.classes: dict[ClassSpec, ClassState] = {}
         self.by_id: dict[int, ClassState] = {}
         self.bytes = 0
@@ -504,6 +506,10 @@ class Owner:
 
     def _forget(self, task: Task) -> None:
         del self.tasks[task.id]
+        # What people still ask about: `status` and `logs` of a task that has just ended.
+        self.recent[task.id] = task
+        if len(self.recent) > RECENT_TASKS_MAX:
+            del self.recent[next(iter(self.recent))]
         ended = task.ended
         if ended is None:
             return

@@ -71,7 +71,7 @@ class ObjectStore:
         """
         self._directory = Path(directory)
         self._incoming = self._directory / "incoming"
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # longest unused first
         self._pins: dict[bytes, Counter[str]] = {}
         self._files: OrderedDict[bytes, int] = OrderedDict()
@@ -244,12 +244,12 @@ class ObjectStore:
             os.close(self._files.popitem()[1])
 
     def _make_room(self, size: int) -> None:
-        if size > self._limit_bytes:
+        if size > self.limit_bytes:
             raise DiskProblem(
-                f"an object of {size} bytes is larger than the store ({self._limit_bytes} bytes)",
+                f"an object of {size} bytes is larger than the store ({self.limit_bytes} bytes)",
                 hint="split it, or give the object store more room in the configuration",
             )
-        room = self._limit_bytes - self._reserved_bytes - size
+        room = self.limit_bytes - self._reserved_bytes - size
         if self.used_bytes <= room:
             return
         loose = [item for item in self._sizes if item not in self._pins]

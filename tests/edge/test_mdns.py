@@ -272,8 +272,11 @@ def test_loopback_hints_count_only_where_loopback_is_all_we_use(
 def test_the_child_gets_the_wish_and_every_change_of_it(
     opened: list[Mdns], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    stand_in(monkeypatch, f"echo \"$line\" > {tmp_path}/1; echo '{{}}'; "
-                          f"read line; echo \"$line\" > {tmp_path}/2; echo '{{\"gone\":\"x\"}}'")
+    stand_in(
+        monkeypatch,
+        f"echo \"$line\" > {tmp_path}/1; echo '{{}}'; "
+        f'read line; echo "$line" > {tmp_path}/2; echo \'{{"gone":"x"}}\'',
+    )
     mine = announcement(7701)
     daemon = Mdns(mine, ["eth0"])
     opened.append(daemon)

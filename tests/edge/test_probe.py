@@ -211,9 +211,7 @@ def test_other_machines_are_told_of_a_driver_for_the_processor(tmp_path: Path) -
     assert len(advice(host, [driver(None)], [broken])) == 1
 
 
-def test_a_closed_render_node_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_render_node_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = tree(tmp_path, PI5)
     # Root may open every file, whatever its mode.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -223,7 +221,7 @@ def test_a_closed_render_node_is_explained(
 # --- drivers that work and drivers that do not --------------------------------------------------
 
 # Stands in for pyopencl: the driver file says, word by word, how its devices behave.
-FAKE_PYOPENCL = '''
+FAKE_PYOPENCL = """
 import os
 import signal
 import numpy as np
@@ -312,7 +310,7 @@ def enqueue_copy(queue, target, source):
 
 def enqueue_nd_range_kernel(queue, kernel, shape, local):
     pass
-'''
+"""
 
 
 @pytest.fixture
@@ -357,9 +355,7 @@ def test_one_bad_driver_does_not_hide_the_others(fakes: Path) -> None:
     assert sorted(link.resolve().name for link in folder.iterdir()) == ["b.icd", "c.icd"]
 
 
-def test_a_driver_that_hangs_is_given_up(
-    fakes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_hangs_is_given_up(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_find, "DRIVER_MS", 400)
     findings = find(quick("attic"), host_with(fakes, stuck="hang"))
     assert problems(findings)["stuck"] == "did not answer within 0.4 s"

@@ -327,9 +327,7 @@ def test_a_node_that_has_all_lacks_nothing() -> None:
         (Needs(programs=("git", "sox")), [("program", "sox", "none", MISSING)]),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said_item_by_item(
-    needs: Needs, rows: list[tuple[str, ...]]
-) -> None:
+def test_what_is_missing_is_said_item_by_item(needs: Needs, rows: list[tuple[str, ...]]) -> None:
     node = caps(devices=(gpu(1), gpu(2)))
     assert lacks(needs, node) == rows
     assert fits(needs.requirement, node) == -1
