@@ -13,7 +13,8 @@ import json
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ from blackroad.running import Running
 from blackroad.runtime import pool as tasks
 from blackroad.runtime.exchange import Exchange
 from blackroad.runtime.objects import ObjectStore
+from blackroad.store import rows as rowing
 from blackroad.store.identity import StateDirectory
 from blackroad.store.journal import Journal
 
@@ -79,6 +81,11 @@ CLIENT_PREFIX = b"i"
 def boot_ms() -> int:
     """The clock that decides: milliseconds since boot, suspend included."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def wall_ms() -> int:
+    """The clock of people, for what must mean something after a restart."""
+    return time.time_ns() // 1_000_000
 
 
 def check_clock() -> None:
@@ -159,7 +166,7 @@ class Daemon:
         bind_ipc(self._clients, str(self.paths.client_socket))
         self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
         self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
-        self._start_pool(_objects_of(rows))
+        self._start_pool(rowing.objects_of(chain.from_iterable(rows)))
         # The node's own life begins when it can serve: its timers must not count what the
         # runtime took to come up.
         now_ms = boot_ms()
@@ -171,10 +178,12 @@ class Daemon:
             now_ms,
             election_priority=config.priority if config.coordinate else -128,
             heartbeat_ms=config.heartbeat_ms or 0,
+            lease_ms=config.lease_ms,
         )
         self._start_runtime()
         accepted, attempts, ends, owed = rows
-        self.node.owner.restore(_remaining(accepted), attempts, ends, now_ms)
+        owned = rowing.remaining(accepted, wall_ms())
+        self.node.owner.restore(owned, attempts, ends, now_ms)
         self.node.worker.restore(owed, now_ms)
         self._journal.start()
         self._watch_all()
@@ -329,7 +338,7 @@ class Daemon:
             "telemetry_port": self._transport.telemetry_port,
             "bulk_port": self._transport.bulk_port,
             "client_socket": str(self.paths.client_socket),
-            "started_ms": int(time.time() * 1000),
+            "started_ms": wall_ms(),
         }
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(facts), "utf-8")
@@ -467,20 +476,10 @@ class Daemon:
                 self._answering.answer(effect)
 
     def _persist(self, persist: fx.Persist) -> None:
-        """Journal rows, after the objects they rest on.
-
-        A deadline counts while the daemon is down, too, so it is kept by the wall clock.
-        """
-        for digest in sorted(_objects_of([persist.rows])):
+        """Journal rows, after the objects they rest on."""
+        for digest in sorted(rowing.objects_of(persist.rows)):
             self._store.flush(digest)
-        wall_ms = time.time_ns() // 1_000_000
-        rows = tuple(
-            msgspec.structs.replace(row, deadline_ms=wall_ms + row.deadline_ms)
-            if isinstance(row, fx.TaskRow) and row.deadline_ms
-            else row
-            for row in persist.rows
-        )
-        self._journal.append(persist.mark, rows)
+        self._journal.append(persist.mark, rowing.by_wall_clock(persist.rows, wall_ms()))
 
     def _due_ms(self, now_ms: int) -> int:
         return min(
@@ -673,34 +672,6 @@ class Daemon:
             with contextlib.suppress(OSError, BlackroadError):
                 closer()
         self._closers.clear()
-
-
-def _remaining(rows: Sequence[fx.TaskRow]) -> list[fx.TaskRow]:
-    """Tasks with what is left of their deadlines, at least a moment."""
-    wall_ms = time.time_ns() // 1_000_000
-    return [
-        msgspec.structs.replace(row, deadline_ms=max(1, row.deadline_ms - wall_ms))
-        if row.deadline_ms
-        else row
-        for row in rows
-    ]
-
-
-def _objects_of(groups: Sequence[Sequence[fx.JournalRow]]) -> set[bytes]:
-    """Objects that journal rows rest on."""
-    found = set()
-    for group in groups:
-        for row in group:
-            if isinstance(row, fx.TaskRow):
-                refs: tuple[object, ...] = (row.code, row.work)
-            elif isinstance(row, fx.EndRow):
-                refs = (row.result,)
-            elif isinstance(row, fx.SpoolRow):
-                refs = (row.outcome.result,)
-            else:
-                continue
-            found |= {ref.digest for ref in refs if isinstance(ref, m.Ref)}
-    return found
 
 
 def _plain(value: object) -> object:

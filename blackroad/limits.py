@@ -134,6 +134,8 @@ AGEING_MS = 30_000  # one priority step per so much oldest wait
 
 OWNER_TASKS_MAX = 1_000_000  # tasks an owner holds; beyond: Busy
 RECENT_TASKS_MAX = 4_096  # attached tasks told and seen, of which an owner still tells the story
+RETAINED_TASKS_MAX = 100_000  # ended durable tasks whose outcome can still be fetched
+RETENTION_MS = 7 * 24 * 3_600_000  # and for how long after the end
 OWNER_BYTES_MAX = 4 * GIB  # work and results an owner holds; beyond: Busy
 SESSION_TASKS_MAX = 262_144  # tasks of one session that have not ended; then submit waits
 SESSIONS_MAX = 1024  # client sessions of one daemon

@@ -22,6 +22,7 @@ from blackroad.limits import (
     ASK_CAPABILITIES_MS,
     BEAT_GAP_MS,
     HEARD_NODES_MAX,
+    LEASE_MS,
     PROTOCOL_VERSION_MAX,
     QUERY_MS,
     RELAYS_MAX,
@@ -170,6 +171,7 @@ class Node:
         *,
         election_priority: int = 0,
         heartbeat_ms: int = 0,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self.me = me
         self.inc = inc
@@ -183,6 +185,7 @@ class Node:
         self.coordinator = Coordinator(me, self.out)
         self.owner = Owner(me, inc, self.out, self.worker.room_for, now_ms)
         self.owner.sessions.name = self.name
+        self.owner.runs.lease_ms = lease_ms
         self.capabilities: dict[bytes, Capabilities] = {}
         self.digests: dict[bytes, bytes] = {}
         self.unknown_kinds = 0

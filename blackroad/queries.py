@@ -110,7 +110,7 @@ def _task(node: Node, query: Query, final: bool) -> Task:
     owner = node.owner
     found = [
         task
-        for book in (owner.tasks, owner.recent)
+        for book in (owner.tasks, owner.memory.recent)
         for id_, task in book.items()
         if text32(id_).startswith(text)
     ]

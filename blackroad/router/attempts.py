@@ -116,6 +116,8 @@ class Attempts:
     ) -> None:
         self.me = me
         self.inc = inc
+        # The owner's default L, for classes that state none (R-lease-16).
+        self.lease_ms = LEASE_MS
         self.live: dict[Token, Attempt] = {}
         self.on_node: dict[bytes, dict[Token, Member]] = {}
         self.counters: dict[str, int] = {}
@@ -134,7 +136,7 @@ class Attempts:
         """Make an attempt on the given nodes; `placed` says of each whether it waits there."""
         self._serial += 1
         token = Token(self.inc, self._serial)
-        attempt = Attempt(token, task, task.cls.spec.lease_ms or LEASE_MS)
+        attempt = Attempt(token, task, task.cls.spec.lease_ms or self.lease_ms)
         nodes = self._view.nodes
         for use, ahead in placed:
             node = use.node
@@ -580,7 +582,7 @@ class Attempts:
 
     def adopt(self, task: Task, row: AttemptRow, now_ms: int) -> Attempt:
         """Take an attempt over from the journal: live again, with a fresh full bound from now."""
-        attempt = Attempt(row.token, task, task.cls.spec.lease_ms or LEASE_MS)
+        attempt = Attempt(row.token, task, task.cls.spec.lease_ms or self.lease_ms)
         attempt.adopted = True
         attempt.isolated = row.isolated
         attempt.hold = attempt.hold or row.isolated

@@ -36,7 +36,6 @@ from blackroad.limits import (
     KILLER_ENDINGS_MAX,
     OWNER_BYTES_MAX,
     OWNER_TASKS_MAX,
-    RECENT_TASKS_MAX,
     UNDECIDED_MS,
     UNDECIDED_SUBMITS_MAX,
 )
@@ -45,6 +44,7 @@ from blackroad.router.arrivals import Arrivals
 from blackroad.router.attempts import Attempts, Late, attempt_row
 from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, Outbox, TaskRow
 from blackroad.router.granting import Granting
+from blackroad.router.memory import Memory
 from blackroad.router.nodes_view import NodesView
 from blackroad.router.objects import Pins, Pulls
 from blackroad.router.records import (
@@ -87,7 +87,7 @@ class Owner:
         self.out = out
         self.started_ms = started_ms
         self.tasks: dict[bytes, Task] = {}
-        self.recent: dict[bytes, Task] = {}
+        self.memory = Memory()
         self.classes: dict[ClassSpec, ClassState] = {}
         self.by_id: dict[int, ClassState] = {}
         self.bytes = 0
@@ -468,6 +468,7 @@ class Owner:
         if end not in _KEPT:
             self._let_go(task)
         if task.durable:
+            self.memory.retain(task.id, now_ms)
             self.out.persist(EndRow(task.id, end, reason, result, facts, node, task.tries))
             self.out.when_flushed(self._tell, task, now_ms)
         else:
@@ -506,10 +507,6 @@ class Owner:
 
     def _forget(self, task: Task) -> None:
         del self.tasks[task.id]
-        # What people still ask about: `status` and `logs` of a task that has just ended.
-        self.recent[task.id] = task
-        if len(self.recent) > RECENT_TASKS_MAX:
-            del self.recent[next(iter(self.recent))]
         ended = task.ended
         if ended is None:
             return
@@ -517,6 +514,7 @@ class Owner:
             self.pins.unpin(ended.result.digest)
         if ended.end in _KEPT:
             self._let_go(task)
+        self.memory.seen(task)
 
     def forget_durable(self, id_: bytes) -> None:
         """Retention is over for an ended durable task."""
@@ -572,6 +570,8 @@ class Owner:
         for session in self.sessions.tick(now_ms):
             self.end_session(session, now_ms)
         self.runs.tick(now_ms)
+        for over in self.memory.due(now_ms):
+            self.forget_durable(over)
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now_ms:
             _, id_ = heapq.heappop(deadlines)
@@ -628,6 +628,7 @@ class Owner:
             self._enter(task)
         for end in ends:
             self._restore_end(end)
+            self.memory.retain(end.task, now_ms)
         adopted = []
         last = {row.task: row for row in attempts}
         for task in self.tasks.values():
