@@ -420,6 +420,8 @@ class Owner:
 
     def again(self, task: Task, now_ms: int) -> None:
         """A pure task's node is silent: another attempt may run beside that one."""
+        if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
+            self._isolate(task)
         self._queue_again(task, now_ms)
 
     def room(self, cls: ClassState) -> None:
