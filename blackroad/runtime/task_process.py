@@ -106,10 +106,6 @@ def main(channel_fd: int, out_fd: int, error_fd: int, number: int, setup: TaskSe
         os.close(fd)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(OOM_SCORE))
-    # Waking a task must not push the daemon off the processor in the middle of its turn: measured,
-    # that costs half of the throughput of small tasks, and heartbeats their punctuality.
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # All task processes come from one parent, so NumPy's global generator would give each of them
     # the same numbers.  The standard library's one looks after itself.
     if "numpy.random" in sys.modules:
