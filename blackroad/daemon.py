@@ -15,7 +15,6 @@ import select
 import time
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -676,6 +675,3 @@ class Daemon:
 
 def _plain(value: object) -> object:
     return text32(value) if isinstance(value, bytes) else value
-
-
-__all__ = ["Daemon", "Path", "boot_ms", "run_daemon"]

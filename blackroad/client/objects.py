@@ -97,7 +97,6 @@ class Incoming:
         self._have: set[int] = set()
         self._asked_upto = 0
         self._heard_ms = 0
-        self._retries = 0
 
     def wants(self, now_ms: int) -> Iterator[m.Want]:
         """What to ask for now: the next window, or the first gap again after silence."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from blackroad.bus import messages as m
 from blackroad.bus import payload
 from blackroad.client.futures import error_of
-from blackroad.ids import bytes32
 
 if TYPE_CHECKING:
     from blackroad.client.client import Client
@@ -59,6 +58,3 @@ def _value(client: Client, told: dict[str, Any]) -> Any:
     )
     status = client.status(told["id"])
     raise error_of(outcome, result, told["id"], status["name"])
-
-
-__all__ = ["bytes32", "wait_for_outcome"]
