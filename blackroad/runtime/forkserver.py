@@ -19,9 +19,10 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from blackroad.runtime import processes, task_process, wire
+from blackroad.runtime import cgroups, processes, task_process, wire
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,9 +37,10 @@ SHUTDOWN_MS_MAX: Final = 10_000  # something in an uninterruptible wait may outl
 class _Child:
     """One task process: forked, then perhaps dying, then dead but not yet settled."""
 
-    __slots__ = ("deadline_ms", "number", "pid", "slot", "status")
+    __slots__ = ("deadline_ms", "group", "number", "pid", "slot", "status")
 
-    def __init__(self, number: int, slot: int, pid: int) -> None:
+    def __init__(self, number: int, slot: int, pid: int, group: Path | None) -> None:
+        self.group = group
         self.number = number
         self.slot = slot
         self.pid = pid
@@ -60,6 +62,7 @@ class ForkServer:
         self._sweeping = True
         self._swept = 0
         self._stopping = False
+        self._groups: cgroups.Groups | None = None
         self._task_setup: task_process.TaskSetup
         self._setup: wire.Setup
 
@@ -116,7 +119,7 @@ class ForkServer:
             os.environ["PYTHONPATH"] = setup.python_path
 
     def _prepare(self) -> None:
-        notes = []
+        notes = self._make_groups()
         for name in self._setup.preload:
             try:
                 importlib.import_module(name)
@@ -128,6 +131,16 @@ class ForkServer:
         gc.collect()
         gc.freeze()
         self._send(wire.Ready(notes))
+
+    def _make_groups(self) -> list[str]:
+        setup = self._setup
+        if not setup.cgroup:
+            return []
+        try:
+            self._groups = cgroups.Groups(Path(setup.cgroup), setup.pool, setup.generation)
+        except OSError as error:
+            return [f"no control groups below {setup.cgroup}: {error.strerror}"]
+        return []
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -153,22 +166,28 @@ class ForkServer:
                     pass
 
     def _spawn(self, spawn: wire.Spawn, fds: list[int]) -> None:
+        group = self._groups.make(spawn.process) if self._groups is not None else None
         try:
             pid = os.fork()
         except OSError as error:
             self._send(wire.Ended(spawn.process, -1, text=f"cannot fork: {error.strerror}"))
             pid = -1
         if pid == 0:
-            self._become_task_process(spawn, fds)
+            self._become_task_process(spawn, fds, group)
         for fd in fds:
             os.close(fd)
         if pid > 0:
-            child = _Child(spawn.process, spawn.slot, pid)
+            child = _Child(spawn.process, spawn.slot, pid, group)
             self._children[pid] = self._by_number[spawn.process] = child
             self._send(wire.Born(spawn.process, pid))
 
-    def _become_task_process(self, spawn: wire.Spawn, fds: list[int]) -> NoReturn:
+    def _become_task_process(
+        self, spawn: wire.Spawn, fds: list[int], group: Path | None
+    ) -> NoReturn:
         try:
+            if group is not None:
+                with suppress(OSError):  # the process table keeps it, too
+                    cgroups.enter(group)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -195,6 +214,8 @@ class ForkServer:
 
     def _kill(self, child: _Child) -> None:
         if child.status is None:
+            if child.group is not None:
+                cgroups.kill(child.group)
             processes.kill_group(child.pid)  # not there yet if it was forked just now
             os.kill(child.pid, signal.SIGKILL)
 
@@ -220,13 +241,18 @@ class ForkServer:
         if not dead:
             self._settle_ms = 0
             return
-        if self._kill_orphans():
+        lingering = [child for child in dead if not self._empty(child)]
+        if self._kill_orphans() or lingering:
             self._settle_ms = min(2 * self._settle_ms or SETTLE_MS_MIN, SETTLE_MS_MAX)
             return
         self._settle_ms = 0
         for child in dead:
             del self._by_number[child.number]
             self._send(wire.Ended(child.number, child.status or 0, child.deadline_ms))
+
+    def _empty(self, child: _Child) -> bool:
+        """Is nothing left in the group of a dead task process?"""
+        return child.group is None or cgroups.end(child.group)
 
     def _kill_orphans(self) -> bool:
         """Kill what is below this process and below no task process; False if there is nothing."""
@@ -254,7 +280,9 @@ class ForkServer:
         for item in left:
             processes.kill_exactly(item)
         self._swept += len(left)
-        if not left:
+        groups = self._groups.leftovers() if self._groups is not None else []
+        lingering = [group for group in groups if not cgroups.end(group)]
+        if not left and not lingering:
             self._sweeping = False
             self._send(wire.Swept(self._swept))
 
@@ -268,6 +296,8 @@ class ForkServer:
                 return
             select.select([], [], [], SETTLE_MS_MIN / 1000)
             self._reap()
+        if self._groups is not None:
+            self._groups.close()
 
     # --- small things ---------------------------------------------------------------------------
 

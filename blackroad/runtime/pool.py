@@ -137,8 +137,12 @@ class Pool:
         idle_ms: int = 60_000,
         keep: int = 1,
         cwd: str | None = None,
+        cgroup: Path | None = None,
     ) -> None:
-        """`environment` is all that tasks get (see `base_environment`); `keep` idle ones stay."""
+        """`environment` is all that tasks get (see `base_environment`); `keep` idle ones stay.
+
+        `cgroup` is a control group below which this pool may make its own (`cgroups.delegated`).
+        """
         self.version = 0
         self._objects_dir = Path(objects_dir).resolve()
         self._incoming = self._objects_dir / "incoming"
@@ -147,6 +151,7 @@ class Pool:
         self._idle_ms = idle_ms
         self._keep = keep
         self._cwd = cwd
+        self._cgroup = str(cgroup) if cgroup is not None else ""
         name = os.fsencode(self._objects_dir)
         self._name = hashlib.blake2b(name, digest_size=8).hexdigest()
         self._generation = ""
@@ -544,6 +549,7 @@ class Pool:
             self._preload,
             str(self._incoming),
             self._environment.get("PYTHONPATH"),
+            self._cgroup,
         )
         self._requests.appendleft((wire.encode(setup), None))
         self._flush()

@@ -23,7 +23,10 @@ POOL_VARIABLE: Final = "BLACKROAD_POOL"  # marks every process of a pool, whoeve
 
 
 class Setup(Struct, frozen=True, array_like=True, tag=1):
-    """First message: who the pool is, and what to prepare."""
+    """First message: who the pool is, and what to prepare.
+
+    Task processes get groups of their own below `cgroup`, the directory of a delegated one.
+    """
 
     pool: str
     generation: str
@@ -31,6 +34,7 @@ class Setup(Struct, frozen=True, array_like=True, tag=1):
     preload: list[str]
     incoming: str
     python_path: str | None
+    cgroup: str = ""
 
 
 class Spawn(Struct, frozen=True, array_like=True, tag=2):

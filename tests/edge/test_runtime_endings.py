@@ -21,10 +21,11 @@ import pytest
 
 from blackroad.bus import payload
 from blackroad.errors import Busy, InvariantBroken
-from blackroad.runtime import forkserver, processes
+from blackroad.runtime import cgroups, forkserver, processes
 from blackroad.runtime.events import Clean, Crashed, Finished, Gone, PoolEvent, Problem
 from blackroad.runtime.pool import Pool
 from blackroad.runtime.task_process import RETIRE_ABOVE_BYTES
+from tests.edge.groups import group as group
 from tests.edge.pool_bench import (
     PATIENCE_S,
     STUBBORN,
@@ -41,11 +42,14 @@ pytestmark = pytest.mark.edge
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "objects", preload=("cloudpickle",))
+@pytest.fixture(params=["table", "group"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """The same endings with the process table alone, and with control groups."""
+    group = request.getfixturevalue("group") if request.param == "group" else None
+    bench = Bench(tmp_path / "objects", preload=("cloudpickle",), cgroup=group)
     yield bench
     bench.pool.close()
+    assert group is None or not cgroups.populated(group)
 
 
 # --- crashes ------------------------------------------------------------------------------------
