@@ -10,6 +10,7 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+FOREVER_MS = 2**62  # later than anything that will happen
 
 # --- wire ---------------------------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ AGEING_MS = 30_000  # one priority step per so much oldest wait
 
 OWNER_TASKS_MAX = 1_000_000  # tasks an owner holds; beyond: Busy
 RECENT_TASKS_MAX = 4_096  # attached tasks told and seen, of which an owner still tells the story
+SPARE_BYTES_MAX = 64 * MIB  # work of cancelled, expired, unknown and seen tasks, kept for `retry`
 RETAINED_TASKS_MAX = 100_000  # ended durable tasks whose outcome can still be fetched
 RETENTION_MS = 7 * 24 * 3_600_000  # and for how long after the end
 OWNER_BYTES_MAX = 4 * GIB  # work and results an owner holds; beyond: Busy

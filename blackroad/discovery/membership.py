@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from blackroad.ids import inc_counter
 from blackroad.limits import (
+    FOREVER_MS,
     LOCAL_HEALTH_MAX,
     PEERS_MAX,
     T_DEAD_BEATS,
@@ -83,6 +84,9 @@ class Membership:
         self.ignored = 0
         self._fixed_heartbeat_ms = fixed_heartbeat_ms
         self._judge_after_ms = 0
+        # No later than the first judgement due: a Heartbeat only moves that away, so it need not
+        # be worked out again until it comes.
+        self._soonest_ms = FOREVER_MS
         self.interval_ms = fixed_heartbeat_ms or heartbeat_ms(1)
 
     # --- events -----------------------------------------------------------------------------------
@@ -108,10 +112,12 @@ class Membership:
             return self._reborn(peer, beat, now_ms)
         if beat.stamp_ms <= peer.stamp_ms or peer.state is PeerState.LEFT:
             return []
-        before = peer.state
+        before, shorter = peer.state, beat.interval_ms < peer.beat.interval_ms
         peer.beat, peer.stamp_ms, peer.heard_ms = beat, beat.stamp_ms, now_ms
         peer.state = PeerState.ALIVE
         if before is PeerState.ALIVE:
+            if shorter:
+                self._look_ahead()
             return []
         self._adapt_interval()
         return [(Change.RECOVERED if before is PeerState.SUSPECT else Change.JOINED, peer)]
@@ -158,6 +164,7 @@ class Membership:
         for peer in self.peers.values():
             peer.heard_ms = min(now_ms, peer.heard_ms + gap_ms)
         self._judge_after_ms = now_ms + self.interval_ms
+        self._look_ahead()
 
     def on_lag(self, lag_ms: int) -> None:
         """Own loop lag: a slow node lengthens its own patience before it accuses others."""
@@ -165,11 +172,12 @@ class Membership:
             self.health = min(LOCAL_HEALTH_MAX, self.health + 1)
         elif self.health > 1:
             self.health -= 1
+            self._look_ahead()
 
     def tick(self, now_ms: int) -> list[tuple[Change, PeerRecord]]:
         """Judge the silent ones."""
         changes: list[tuple[Change, PeerRecord]] = []
-        if now_ms < self._judge_after_ms:
+        if now_ms < self._judge_after_ms or now_ms < self._soonest_ms:
             return changes
         for peer in self.peers.values():
             if peer.state is PeerState.DEAD or peer.state is PeerState.LEFT:
@@ -183,6 +191,7 @@ class Membership:
                 changes.append((Change.SUSPECTED, peer))
         if changes:
             self._adapt_interval()
+        self._look_ahead()
         return changes
 
     # --- questions --------------------------------------------------------------------------------
@@ -205,10 +214,13 @@ class Membership:
 
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to say."""
-        soonest = min((self._judged_ms(peer) for peer in self.present()), default=2**62)
-        return max(soonest, self._judge_after_ms)
+        return max(self._soonest_ms, self._judge_after_ms)
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _look_ahead(self) -> None:
+        """Work out when `tick` next has somebody to judge."""
+        self._soonest_ms = min(map(self._judged_ms, self.present()), default=FOREVER_MS)
 
     def _judged_ms(self, peer: PeerRecord) -> int:
         """When the silence of a present peer changes what is thought of it."""
@@ -217,6 +229,7 @@ class Membership:
 
     def _adapt_interval(self) -> None:
         """Follow the member count, at most one step of the ladder at a time."""
+        self._look_ahead()
         if self._fixed_heartbeat_ms:
             return
         members = 1 + sum(1 for _ in self.present())
@@ -225,6 +238,7 @@ class Membership:
             self.interval_ms = min(wanted, self.interval_ms * 4)
         elif wanted < self.interval_ms:
             self.interval_ms = max(wanted, self.interval_ms // 4)
+            self._look_ahead()
 
     def _forget_one(self) -> bool:
         """Make room: the peer that has been dead or gone for longest."""

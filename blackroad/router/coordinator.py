@@ -200,6 +200,8 @@ class Coordinator:
 
     def _turn_ms(self) -> int:
         """When time alone changes the table: an offer lapses, or a class need wait no longer."""
+        if not self.reservations and not self._aside:
+            return FOREVER_MS
         offers = [r.offered_ms + RESERVATION_MS for r in self.reservations.values() if r.offered]
         asides = [until for until, _ in self._aside.values() if until > self._table_ms]
         return min([*offers, *asides], default=FOREVER_MS)
