@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.mesh import cpu_seconds, mesh, pss_mib, tree_of, until
+from bench.stream import stream
 
 NOOPS = 20_000
 ROUND_TRIPS = 1_000
@@ -158,18 +159,25 @@ PARTS = {
     "throughput": lambda repeat: throughput(repeat),
     "idle": lambda _repeat: idle(IDLE_S),
 }
+# Minutes each: only when asked for by name.
+LONG_PARTS = {
+    "stream": lambda _repeat: stream(),
+}
+
+
+HELP = f"default: {', '.join(PARTS)}"
 
 
 def main() -> int:
     """Measure what was asked for and print it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("part", nargs="*", choices=[[], *PARTS], help="default: all")
+    parser.add_argument("part", nargs="*", choices=[[], *PARTS, *LONG_PARTS], help=HELP)
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     results: dict[str, Any] = {}
     for part in given.part or PARTS:
-        results[part] = PARTS[part](given.repeat)
+        results[part] = (PARTS | LONG_PARTS)[part](given.repeat)
         for name, value in results[part].items():
             print(f"{part:11} {name:22} {value}", flush=True)
     if given.json:
