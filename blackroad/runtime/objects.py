@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from blackroad.bus.payload import DIGEST_BYTES, Segment, total_bytes
 from blackroad.errors import Busy, DamagedObject, DiskProblem, invariant
-from blackroad.limits import CHUNK_BYTES
+from blackroad.limits import BALLAST_BYTES, BALLAST_SHARE, CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -75,7 +75,9 @@ class ObjectStore:
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # longest unused first
         self._pins: dict[bytes, Counter[str]] = {}
         self._files: OrderedDict[bytes, int] = OrderedDict()
+        self._flushed: set[bytes] = set()
         self._reserved_bytes = 0
+        self._unwritten_bytes = 0
         self._number = 0
         self.used_bytes = 0
         self.on_dropped: Callable[[bytes], None] = lambda _digest: None
@@ -85,6 +87,7 @@ class ObjectStore:
         """Remove what an earlier life left, and nothing that is not ours."""
         try:
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _flush(str(self._directory.parent), os.O_DIRECTORY)
             for entry in os.scandir(self._directory):
                 if not _NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
                     continue
@@ -92,6 +95,8 @@ class ObjectStore:
                     size = entry.stat().st_size
                     self._sizes[bytes.fromhex(entry.name)] = size
                     self.used_bytes += size
+                    # A row that names it was flushed after it.
+                    self._flushed.add(bytes.fromhex(entry.name))
                 else:
                     os.unlink(entry.path)
             for entry in os.scandir(self._incoming):
@@ -117,6 +122,7 @@ class ObjectStore:
         segments = [data] if isinstance(data, bytes) else data
         size = total_bytes(segments)
         self._make_room(size)
+        self._make_disk_room(size)
         path = self._temporary("put")
         try:
             digest = write_new(path, segments)
@@ -155,6 +161,7 @@ class ObjectStore:
         Raises  as `put`.
         """
         self._make_room(size)
+        self._make_disk_room(size)
         return ObjectWriter(self, self._temporary("pull"), digest, size)
 
     # --- out ------------------------------------------------------------------------------------
@@ -200,17 +207,22 @@ class ObjectStore:
     def flush(self, digest: bytes) -> None:
         """Put an object on the disk for good, for a promise that outlives this process.
 
-        Raises  DiskProblem where the disk refuses, or the object is not here.
+        Cost    two flushes, the first time.
+        Raises  DiskProblem where the disk refuses, or the object is not here: whoever was about to
+                promise something must stop, for nobody knows what the disk holds then.
         """
+        if digest in self._flushed:
+            return
         try:
-            for path, flags in ((self._path(digest), 0), (str(self._directory), os.O_DIRECTORY)):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+            _flush(self._path(digest), 0)
+            _flush(str(self._directory), os.O_DIRECTORY)
         except OSError as error:
-            raise self._disk_problem(error) from None
+            raise DiskProblem(
+                f"an object could not be flushed to `{self._directory}`: {error.strerror}",
+                hint="replace the disk, or give it room, then start the daemon again; nothing "
+                "that was not flushed has been promised",
+            ) from None
+        self._flushed.add(digest)
 
     # --- what stays -----------------------------------------------------------------------------
 
@@ -263,8 +275,35 @@ class ObjectStore:
             if self.used_bytes <= room:
                 return
 
+    def _make_disk_room(self, size: int) -> None:
+        """See to it that the disk has room, and leave what the journal needs.
+
+        Raises  DiskProblem: an object is refused as a whole, not given up half-way.
+        """
+        try:
+            told = os.statvfs(self._directory)
+        except OSError as error:
+            raise self._disk_problem(error) from None
+        spare = min(2 * BALLAST_BYTES, 2 * told.f_blocks * told.f_frsize // BALLAST_SHARE)
+        free = told.f_bfree if os.geteuid() == 0 else told.f_bavail
+        lacking = size + self._unwritten_bytes + spare - free * told.f_frsize
+        if lacking <= 0:
+            return
+        loose = [item for item in self._sizes if item not in self._pins]
+        if sum(map(self._sizes.__getitem__, loose)) < lacking:
+            raise DiskProblem(
+                f"no room for an object of {size} bytes on the disk of `{self._directory}`",
+                hint="free some space on that disk; everything else goes on",
+            )
+        for digest in loose:
+            lacking -= self._sizes[digest]
+            self._drop(digest)
+            if lacking <= 0:
+                return
+
     def _drop(self, digest: bytes) -> None:
         self.used_bytes -= self._sizes.pop(digest)
+        self._flushed.discard(digest)
         fd = self._files.pop(digest, None)
         if fd is not None:
             os.close(fd)
@@ -289,6 +328,11 @@ class ObjectStore:
         self._reserved_bytes += size
         invariant(self._reserved_bytes >= 0, "more room given back than reserved")
 
+    def awaits(self, size: int) -> None:
+        """Count bytes that will be written (below zero: that were, or will not be)."""
+        self._unwritten_bytes += size
+        invariant(self._unwritten_bytes >= 0, "more was written than announced")
+
 
 class ObjectWriter:
     """One object on its way here: pieces in any order, checked as a whole before it counts.
@@ -308,7 +352,9 @@ class ObjectWriter:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise store._disk_problem(error) from None
+        self._unwritten_bytes = size
         store.reserve(size)
+        store.awaits(size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place one piece; hash on as far as there is no gap, so that `finish` need not."""
@@ -321,6 +367,9 @@ class ObjectWriter:
         except OSError as error:
             self.abandon()
             raise self._store._disk_problem(error) from None
+        written = min(len(data), self._unwritten_bytes)
+        self._unwritten_bytes -= written
+        self._store.awaits(-written)
         if offset == self._hashed_bytes:
             self._state.update(data)
             self._hashed_bytes += len(data)
@@ -362,6 +411,15 @@ class ObjectWriter:
             os.close(self._fd)
             self._fd = -1
             self._store.reserve(-self._size)
+            self._store.awaits(-self._unwritten_bytes)
+
+
+def _flush(path: str, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _unlink(path: str) -> None:
