@@ -19,6 +19,7 @@ DIGEST_BYTES = 32
 SHORT_CHARS = 8
 HEARD_BYTES = 8
 
+U16_MAX = 2**16 - 1
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 
@@ -29,6 +30,7 @@ SessionId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 # MessagePack knows unsigned 64 bit; msgspec's own bounds stop at signed 64, so an incarnation
 # keeps 31 bits of counter and 32 of randomness and never needs the top bit.
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+U16 = Annotated[int, Meta(ge=0, le=U16_MAX)]
 U32 = Annotated[int, Meta(ge=0, le=U32_MAX)]
 
 

@@ -23,6 +23,8 @@ OUTBOX_MESSAGES_MAX = 20_000
 OUTBOX_BYTES_MAX = 16 * 1024 * 1024
 REJECT_GAP_MS = 1_000
 RETRY_MS = 20
+# What a Welcome names where it only tells the caller of a newer life of its own.
+NOBODYS_SESSION = 1
 ADDRESS_TRIES_MAX = 8
 
 
@@ -32,6 +34,7 @@ class Link:
     __slots__ = (
         "breaches",
         "bulk_port",
+        "counted_session",
         "dropped",
         "endpoint_at",
         "endpoints",
@@ -54,9 +57,9 @@ class Link:
         "welcomes",
     )
 
-    def __init__(self, node: bytes, endpoints: tuple[str, ...], now_ms: int) -> None:
+    def __init__(self, node: bytes, endpoints: tuple[str, ...], now_ms: int, inc: int = 0) -> None:
         self.node = node
-        self.inc = 0
+        self.inc = inc
         self.name = ""
         self.endpoints = endpoints
         self.endpoint_at = 0
@@ -64,6 +67,8 @@ class Link:
         self.bulk_port = 0
         self.out_session = 0
         self.out_sequence = 0
+        # The session that `out_sequence` counts in; it outlives a link that was closed meanwhile.
+        self.counted_session = 0
         self.outbox: deque[bytes] = deque()
         self.outbox_bytes = 0
         self.greet_due_ms = now_ms
@@ -114,14 +119,15 @@ class Link:
         """The peer takes what I send under this session; return whether that is news."""
         if welcome.your_inc != my_inc or welcome.session == 0:
             return False
-        if self._is_older(welcome.inc):
+        if self.is_other(welcome.inc):
             return False
         self.meet(welcome.inc)
         self.present = True
         if welcome.session == self.out_session:
             return False
         self.out_session = welcome.session
-        self.out_sequence = 0
+        if welcome.session != self.counted_session:
+            self.counted_session, self.out_sequence = welcome.session, 0
         self.welcomes = 0
         self.greet_ms = GREET_MS
         return True
@@ -166,9 +172,9 @@ class Link:
     def on_hello(self, hello: Hello, my_inc: int, fresh_session: int) -> bool:
         """The peer greets: issue a session for these two lives, or restate it.
 
-        Return False where the Hello comes from an older life.
+        Return False where the Hello comes from another life than the newest.
         """
-        if self._is_older(hello.inc):
+        if self.is_other(hello.inc):
             return False
         self.meet(hello.inc)
         self.present = True
@@ -181,18 +187,21 @@ class Link:
         return True
 
     def welcome(
-        self, hello: Hello, me: bytes, my_inc: int, version: int, peers: tuple[Peer, ...]
+        self, hello: Hello, me: bytes, my_inc: int, peers: tuple[Peer, ...], your_mark: int = 0
     ) -> Welcome:
-        """The answer to that Hello."""
+        """The answer to that Hello; it names the newest life of the peer, whoever greeted."""
+        version = common_version(hello)
+        session = self.in_session if hello.inc == self.inc else 0
         return Welcome(
             version,
-            self.in_session,
+            session or NOBODYS_SESSION,
             WAITING_BYTES_MAX,
-            hello.inc,
+            self.inc,
             me,
             my_inc,
             peers,
             hello.dialled,
+            your_mark,
         )
 
     def accepts(self, header: Header) -> bool:
@@ -209,19 +218,24 @@ class Link:
 
     def meet(self, inc: int) -> bool:
         """Hear of a life of the peer; a newer one resets both directions."""
-        if inc == self.inc or self._is_older(inc):
+        if inc == self.inc or self.is_other(inc):
             return False
         known = self.inc
         self.inc = inc
         if known:
-            self.out_session = self.in_session = 0
-            self.in_sequence = self.out_sequence = 0
-            self.greet_due_ms = 0
-            self._clear_outbox()
+            self.begin_again()
         return True
 
-    def _is_older(self, inc: int) -> bool:
-        return inc_counter(inc) < inc_counter(self.inc)
+    def begin_again(self) -> None:
+        """A new life, the peer's or mine: what was said and issued before counts no more."""
+        self.out_session = self.in_session = 0
+        self.in_sequence = self.out_sequence = self.counted_session = 0
+        self.greet_due_ms = 0
+        self._clear_outbox()
+
+    def is_other(self, inc: int) -> bool:
+        """Is that a life that does not count: older, or one of two with the same counter?"""
+        return bool(self.inc) and inc != self.inc and inc_counter(inc) <= inc_counter(self.inc)
 
     def _clear_outbox(self) -> None:
         self.dropped += len(self.outbox)

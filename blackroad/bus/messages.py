@@ -17,6 +17,7 @@ from blackroad.ids import (
     DIGEST_BYTES,
     HEARD_BYTES,
     NODE_BYTES,
+    U16,
     U32,
     U63,
     Digest,
@@ -219,6 +220,7 @@ class Welcome(Message, frozen=True, array_like=True, gc=False, tag=0x02):
     inc: U63
     peers: Annotated[tuple[Peer, ...], Meta(max_length=64)] = ()
     dialled: Annotated[str, Meta(max_length=128)] = ""
+    your_mark: U63 = 0
 
 
 class Reject(Message, frozen=True, array_like=True, gc=False, tag=0x03):
@@ -227,6 +229,7 @@ class Reject(Message, frozen=True, array_like=True, gc=False, tag=0x03):
     reason: Annotated[str, Meta(max_length=32)]
     text: Annotated[str, Meta(max_length=256)] = ""
     dialled: Annotated[str, Meta(max_length=128)] = ""
+    inc: U63 = 0
 
 
 class Goodbye(Message, frozen=True, array_like=True, gc=False, tag=0x04):
@@ -317,7 +320,8 @@ class Grant(Message, frozen=True, array_like=True, gc=False, tag=0x20):
     """Owner -> worker: run one attempt while its lease lives.
 
     Units   `echo_ms` is the worker's own stamp that the owner heard last; the attempt may run
-            until echo_ms + lease_ms - K on the worker's clock.
+            until echo_ms + lease_ms - K on the worker's clock.  `share` is how many attempts of
+            this class the owner may have running there at once, 0 for no limit.
     """
 
     token: Token
@@ -331,6 +335,7 @@ class Grant(Message, frozen=True, array_like=True, gc=False, tag=0x20):
     code: Ref | None
     work: Payload
     attempt: U32 = 1
+    share: U16 = 0
 
 
 class Refused(Message, frozen=True, array_like=True, gc=False, tag=0x21):

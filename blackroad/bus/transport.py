@@ -7,32 +7,34 @@ messages; what they mean is the node's business.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
+from blackroad.bus.asides import Asides, send_alone
+from blackroad.bus.lines import Lines
 from blackroad.bus.link import GREET_MS_MAX, REJECT_GAP_MS, RETRY_MS, Link, common_version
+from blackroad.bus.pasts import Past, Pasts
 from blackroad.bus.sockets import Bus, Socket, bind, connect, disconnect, drain, send
 from blackroad.errors import RemoteProtocolError
+from blackroad.ids import inc_counter
 from blackroad.limits import (
     BATCH_BYTES_MAX,
     BATCH_MESSAGES_MAX,
+    FOREVER_MS,
     HINTS_MAX,
     PEERS_MAX,
     PROTOCOL_VERSION_MAX,
     PROTOCOL_VERSION_MIN,
 )
 
-FOREVER_MS = 2**62
 ROUTES_MAX = 4_096
 RETRY_MS_MAX = 250
 PEERS_TOLD_MAX = 64
 DIAL_MS = 1_000
-CLIENTS_MAX = 4_096
-REFUSALS_MAX = 64
-REFUSAL_MS = 2_000
-CLIENT_OUTBOX_BYTES_MAX = 64 * 1024 * 1024
+# The telemetry of a life that was followed by another is heard for so long: is it over?
+FORMER_MS = 120_000
 
 
 class Identity(NamedTuple):
@@ -44,6 +46,13 @@ class Identity(NamedTuple):
     cluster: bytes
 
 
+CLONE_TEXT = (
+    "two machines use the identity of this node; stop the daemon on the copy, remove "
+    "identity.json from its state directory (and the journal, if that is a copy too), then "
+    "start both again"
+)
+
+
 def cluster_digest(name: str) -> bytes:
     """What tells the daemons of one mesh from those of another on the same network."""
     return hashlib.blake2b(name.encode(), digest_size=16, person=b"blackroad-mesh").digest()
@@ -52,26 +61,26 @@ def cluster_digest(name: str) -> bytes:
 class _Dial:
     """An address that somebody hinted at; who is there is not known yet."""
 
-    __slots__ = ("due_ms", "endpoint", "every_ms", "retry_ms", "socket", "tries")
+    __slots__ = (
+        "due_ms",
+        "endpoint",
+        "every_ms",
+        "refused",
+        "retry_ms",
+        "socket",
+        "tries",
+        "until_ms",
+    )
 
-    def __init__(self, endpoint: str, socket: Socket, now_ms: int) -> None:
+    def __init__(self, endpoint: str, socket: Socket, now_ms: int, until_ms: int) -> None:
         self.endpoint = endpoint
+        self.until_ms = until_ms
         self.socket = socket
         self.due_ms = now_ms
         self.every_ms = DIAL_MS
         self.retry_ms = RETRY_MS
         self.tries = 0
-
-
-class _Line:
-    """What waits for one client."""
-
-    __slots__ = ("bytes", "sequence", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: list[bytes] = []
-        self.bytes = 0
-        self.sequence = 0
+        self.refused = False
 
 
 class Transport:
@@ -83,8 +92,6 @@ class Transport:
         self.me = me
         self.links: dict[bytes, Link] = {}
         self.counters: dict[str, int] = {}
-        # Messages that wait for clients to be flushed.
-        self.lined_up = 0
         self.endpoints: tuple[str, ...] = ()
         self._bus = bus
         self._host = host
@@ -103,26 +110,69 @@ class Transport:
         self._sessions: dict[int, Link] = {}
         self._routes: dict[bytes, bytes] = {}
         self._rejected_ms: dict[bytes, int] = {}
-        self._lines: dict[bytes, _Line] = {}
-        self._ready: dict[bytes, None] = {}
         self._speaking: dict[bytes, None] = {}
         self._owed: dict[bytes, m.Message] = {}
-        self._refusals: list[tuple[Socket, m.Reject, int]] = []
-        self._client_sockets: dict[bytes, Socket] = {b"t": self.inbox}
+        self._asides = Asides(bus)
+        self.clients = Lines(self._count)
+        self.clients.sockets[b"t"] = self.inbox
         self._session_serial = 0
         self._published = 0
         self._retry_ms = FOREVER_MS
         self._retry_wait_ms = RETRY_MS
-        self.on_client_lost: Callable[[bytes], None] = lambda _client: None
+        self._pasts = Pasts()
+        self._old_telemetry: dict[str, int] = {}
+        # A greeting told of a life of its sender, the newest known of mine, and my journal's mark.
+        self.on_met: Callable[[bytes, int, int, int], None] = lambda *_met: None
+        self.on_refused: Callable[[bytes, m.Reject], None] = lambda *_refused: None
 
     def add_client_socket(self, prefix: bytes, socket: Socket) -> None:
         """Serve clients on one more socket; `prefix` is one byte that marks their handles."""
-        self._client_sockets[prefix] = socket
+        self.clients.sockets[prefix] = socket
+
+    # --- lives ------------------------------------------------------------------------------------
+
+    def past(self, node: bytes) -> Past:
+        """The newest life of that node which was ever heard of here."""
+        return self._pasts.of(node)
+
+    def remember(self, node: bytes, inc: int, mark: int = 0) -> None:
+        """Hear of a life of that node, by whatever path."""
+        self._pasts.remember(node, inc, mark, self.links)
+
+    def begin_again(self, inc: int) -> None:
+        """This node begins another life before it served: all sessions are void."""
+        self.me = self.me._replace(inc=inc)
+        self._sessions.clear()
+        self._owed.clear()
+        for link in self.links.values():
+            link.begin_again()
+        for dial in self._dials.values():
+            dial.due_ms = 0
+
+    def shun(self, node: bytes, now_ms: int) -> None:
+        """Two machines use that identity: close the link, and tell both why."""
+        link = self.links.pop(node, None)
+        if link is None:
+            self._pasts.shun(node, "", 0)
+        else:
+            self._sessions.pop(link.in_session, None)
+            self._pasts.shun(node, link.endpoint(), link.inc)
+        self._hang_up(node)
+        self._owed.pop(node, None)
+        self._tell_shunned(node, now_ms)
+
+    def _tell_shunned(self, node: bytes, now_ms: int) -> None:
+        for endpoint, inc in self._pasts.where(node):
+            self._aside(endpoint, m.Reject("clone", CLONE_TEXT, "", inc), now_ms)
 
     # --- hints and dialling -----------------------------------------------------------------------
 
-    def hint(self, endpoint: str, now_ms: int) -> None:
-        """Somebody may be there; say Hello until somebody answers."""
+    def unanswered(self) -> Iterable[str]:
+        """Addresses that were hinted at, and where nobody has said a word yet."""
+        return [dial.endpoint for dial in self._dials.values() if not dial.refused]
+
+    def hint(self, endpoint: str, now_ms: int, until_ms: int = FOREVER_MS) -> None:
+        """Somebody may be there; say Hello until somebody answers, or until then."""
         if endpoint in self.endpoints or endpoint in self._dials:
             return
         if endpoint in self._connected.values() or len(self._dials) >= HINTS_MAX:
@@ -134,10 +184,10 @@ class Transport:
             self._bus.drop(socket)
             self._count("hint.bad")
             return
-        self._dials[endpoint] = _Dial(endpoint, socket, now_ms)
+        self._dials[endpoint] = _Dial(endpoint, socket, now_ms, until_ms)
 
     def _dial(self, dial: _Dial, now_ms: int) -> None:
-        if self._send_alone(dial.socket, self._hello(0, dial.endpoint)):
+        if send_alone(dial.socket, self._hello(0, dial.endpoint)):
             dial.tries += 1
             if dial.tries > 3:
                 dial.every_ms = min(GREET_MS_MAX, 2 * dial.every_ms)
@@ -255,11 +305,14 @@ class Transport:
         self._count("session.unknown")
         node = self._routes.get(route)
         link = self.links.get(node) if node is not None else None
-        if link is None or node is None:
+        if node is None or (link is None and not self._pasts.where(node)):
             return
         if now_ms - self._rejected_ms.get(node, -FOREVER_MS) >= REJECT_GAP_MS:
             self._rejected_ms[node] = now_ms
-            self._send_alone(self._socket(link), m.Reject("session"))
+            if link is None:
+                self._tell_shunned(node, now_ms)
+            else:
+                send_alone(self._socket(link), m.Reject("session"))
 
     def _breach(self, route: bytes) -> None:
         """A frame that cannot be read costs the peer its session, and nothing else."""
@@ -274,21 +327,28 @@ class Transport:
     # --- greetings --------------------------------------------------------------------------------
 
     def _on_hello(self, route: bytes, hello: m.Hello, now_ms: int) -> None:
-        if hello.node == self.me.node:
+        if hello.node == self.me.node and hello.inc == self.me.inc:
             self._count("hello.self")
             self._resolve(hello.dialled)
+            return
+        refusal = self._refusal(hello)
+        if refusal is None or refusal.reason == "clone":
+            self.on_met(hello.node, hello.inc, hello.your_inc, 0)
+        if refusal is not None:
+            self._count(f"reject.{refusal.reason}")
+            self._aside(hello.endpoints[0], refusal, now_ms)
             return
         link = self.links.get(hello.node)
         if link is None:
             if len(self.links) >= PEERS_MAX:
                 self._count("peers.full")
                 return
-            link = Link(hello.node, hello.endpoints, now_ms)
-            self._speaking[hello.node] = None
-        refusal = self._refusal(hello)
-        if refusal is not None:
-            self._reject(hello, refusal, now_ms)
+            link = Link(hello.node, hello.endpoints, now_ms, self.past(hello.node).inc)
+        if hello.node == self.me.node or link.is_other(hello.inc):
+            self._answer_past(link, hello, now_ms)
             return
+        self.remember(hello.node, hello.inc)
+        self._speaking[hello.node] = None
         self.links[hello.node] = link
         self._session_serial += 1
         fresh = ((self.me.inc & 0xFFFFFFFF) << 24 | self._session_serial) & (2**63 - 1)
@@ -299,6 +359,8 @@ class Transport:
             self._sessions.pop(session, None)
             self._sessions[link.in_session] = link
         life, self._lives[link.node] = self._lives.get(link.node, link.inc), link.inc
+        if life != link.inc and link.node in self._connected:
+            self._pasts.elsewhere(link.node, self._connected[link.node], life)
         if life != link.inc and self._connected.get(link.node, "") not in link.endpoints:
             # Started anew at another address: at the old one nobody is going to answer.
             self._hang_up(link.node)
@@ -312,15 +374,16 @@ class Transport:
             for other in self.links.values()
             if other.node != hello.node and other.present
         )[:PEERS_TOLD_MAX]
-        answer = link.welcome(hello, self.me.node, self.me.inc, common_version(hello), peers)
-        if self._send_alone(socket, answer):
+        mark = self.past(link.node).mark
+        answer = link.welcome(hello, self.me.node, self.me.inc, peers, mark)
+        if send_alone(socket, answer):
             self._owed.pop(link.node, None)
         else:
             # The connection back is still being made; the Hello will be repeated.
             self._owed[link.node] = answer
             self._speaking[link.node] = None
             self._retry_soon(now_ms)
-        self._subscribe(link)
+        self._subscribe(link, now_ms)
 
     def _refusal(self, hello: m.Hello) -> m.Reject | None:
         if hello.cluster != self.me.cluster:
@@ -331,38 +394,47 @@ class Transport:
                 f"this daemon speaks protocol {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION_MAX}, "
                 f"yours {hello.version_min} to {hello.version_max}"
             )
-            return m.Reject("version", text, hello.dialled)
+            return m.Reject("version", text, hello.dialled, hello.inc)
+        if self._pasts.is_shunned(hello.node, hello.inc):
+            return m.Reject("clone", CLONE_TEXT, hello.dialled, hello.inc)
         return None
 
-    def _reject(self, hello: m.Hello, reject: m.Reject, now_ms: int) -> None:
-        """Answer on a connection made for that alone, which is closed again soon."""
-        self._count(f"reject.{reject.reason}")
-        if len(self._refusals) >= REFUSALS_MAX:
-            return
-        socket = self._bus.peer()
-        if connect(socket, hello.endpoints[0]):
-            self._refusals.append((socket, reject, now_ms + REFUSAL_MS))
+    def _aside(self, endpoint: str, message: m.Message, now_ms: int) -> None:
+        """Say one thing where there is no link, on a connection that is closed again soon."""
+        if self._asides.say(endpoint, message, now_ms):
             self._retry_soon(now_ms)
-        else:
-            self._bus.drop(socket)
 
-    def _send_refusals(self, now_ms: int) -> None:
-        waiting, self._refusals = self._refusals, []
-        for socket, reject, until_ms in waiting:
-            if self._send_alone(socket, reject):
-                self._bus.finish(socket)
-            elif now_ms >= until_ms:
-                self._bus.drop(socket)
-            else:
-                self._refusals.append((socket, reject, until_ms))
+    def _answer_past(self, link: Link, hello: m.Hello, now_ms: int) -> None:
+        """A life that somebody has outlived: tell it so, and issue no session."""
+        self._count("hello.past")
+        if link.node == self.me.node:
+            # Another daemon is what I am: the higher counter is the newer one.
+            link.inc = max(self.me.inc, hello.inc, key=inc_counter)
+        else:
+            self._pasts.elsewhere(link.node, hello.endpoints[0], hello.inc)
+        mark = self.past(link.node).mark
+        answer = link.welcome(hello, self.me.node, self.me.inc, (), mark)
+        self._aside(hello.endpoints[0], answer, now_ms)
 
     def _on_welcome(self, welcome: m.Welcome, now_ms: int) -> None:
+        self.on_met(welcome.node, welcome.inc, welcome.your_inc, welcome.your_mark)
+        if welcome.node == self.me.node:
+            # A twin: go on greeting it, so that both notice how long the other one lives.
+            dial = self._dials.get(welcome.dialled)
+            if dial is not None:
+                dial.tries, dial.every_ms, dial.refused = 0, DIAL_MS, True
+            return
+        if self._pasts.is_shunned(welcome.node, welcome.inc):
+            self._resolve(welcome.dialled)
+            return
         link = self.links.get(welcome.node)
         if welcome.dialled:
             dial = self._dials.get(welcome.dialled)
             if link is None and dial is not None and len(self.links) < PEERS_MAX:
                 # The address answered: it is the one to use, whatever else the peer announces.
-                link = self.links[welcome.node] = Link(welcome.node, (dial.endpoint,), now_ms)
+                known = self.past(welcome.node).inc
+                link = Link(welcome.node, (dial.endpoint,), now_ms, known)
+                self.links[welcome.node] = link
                 self._sockets[welcome.node] = dial.socket
                 self._connected[welcome.node] = dial.endpoint
                 del self._dials[welcome.dialled]
@@ -374,6 +446,7 @@ class Transport:
         if link.on_welcome(welcome, self.me.inc):
             self._speaking[link.node] = None
             self._lives[link.node] = link.inc
+        self.remember(link.node, link.inc)
         self._forget_session(link, session)
         for peer in welcome.peers:
             if peer.node not in self.links and peer.node != self.me.node:
@@ -383,6 +456,7 @@ class Transport:
         self._count("rejected")
         dial = self._dials.get(reject.dialled)
         if dial is not None:
+            dial.refused = True
             dial.every_ms = GREET_MS_MAX
             dial.due_ms = now_ms + GREET_MS_MAX
         node = self._routes.get(route)
@@ -393,6 +467,8 @@ class Transport:
             node = next((one for one, there in greeted if there == reject.dialled), None)
         if node is not None and node in self.links:
             self.links[node].on_reject(reject, now_ms)
+        if reject.reason == "clone":
+            self.on_refused(node or b"", reject)
 
     def _resolve(self, endpoint: str) -> None:
         """Who is behind that hint is known now: the hint has done its work."""
@@ -400,8 +476,11 @@ class Transport:
         if dial is not None:
             self._bus.drop(dial.socket)
 
-    def meet(self, node: bytes, inc: int) -> None:
-        """A Heartbeat told of a life of that peer."""
+    def meet(self, node: bytes, inc: int, mark: int = 0) -> None:
+        """A Heartbeat told of a life of that peer, and how far its journal has come."""
+        if node == self.me.node:
+            return
+        self.remember(node, inc, mark)
         link = self.links.get(node)
         if link is not None:
             session = link.in_session
@@ -424,24 +503,37 @@ class Transport:
                 self._connected[link.node] = endpoint
         return socket
 
-    def _subscribe(self, link: Link) -> None:
+    def address(self, link: Link) -> str:
+        """Where that peer's inbox is reached."""
+        return self._connected.get(link.node, link.endpoint())
+
+    def _subscribe(self, link: Link, now_ms: int) -> None:
         """Hear the peer's telemetry, on the host that its inbox is reached at."""
-        host = self._connected.get(link.node, link.endpoint()).rpartition(":")[0]
+        host = self.address(link).rpartition(":")[0]
         endpoint = f"{host}:{link.telemetry_port}"
         before = self._subscribed.get(link.node)
         if not link.telemetry_port or not host or before == endpoint:
             return
         if before is not None:
-            disconnect(self.subscriber, before)
+            # Not hung up at once: if that life goes on beside this one, they are clones.
+            self._old_telemetry[before] = now_ms + FORMER_MS
         if connect(self.subscriber, endpoint):
             self._subscribed[link.node] = endpoint
+            self._old_telemetry.pop(endpoint, None)
+
+    def _drop_old_telemetry(self, now_ms: int) -> None:
+        """Whoever is still heard there is somebody's clone, and known as one by now."""
+        for endpoint, until_ms in list(self._old_telemetry.items()):
+            if now_ms >= until_ms:
+                del self._old_telemetry[endpoint]
+                disconnect(self.subscriber, endpoint)
 
     def bulk_endpoint(self, node: bytes) -> str:
         """Where that peer answers Want, or nothing while it is unknown."""
         link = self.links.get(node)
         if link is None or not link.bulk_port:
             return ""
-        host = self._connected.get(node, link.endpoint()).rpartition(":")[0]
+        host = self.address(link).rpartition(":")[0]
         return f"{host}:{link.bulk_port}"
 
     def reset(self, node: bytes, now_ms: int) -> None:
@@ -489,19 +581,7 @@ class Transport:
 
     def tell(self, client: bytes, message: m.Message) -> None:
         """Put a message in line for a client."""
-        line = self._lines.get(client)
-        if line is None:
-            if len(self._lines) >= CLIENTS_MAX:
-                self._lines.pop(next(iter(self._lines)))
-            line = self._lines[client] = _Line()
-        encoded = codec.encode(message)
-        if line.bytes + len(encoded) > CLIENT_OUTBOX_BYTES_MAX:
-            self._count("client.full")
-            return
-        line.waiting.append(encoded)
-        self.lined_up += 1
-        line.bytes += len(encoded)
-        self._ready[client] = None
+        self.clients.tell(client, message)
 
     def publish(self, beat: m.Heartbeat) -> None:
         """Send a Heartbeat to whoever listens."""
@@ -527,8 +607,8 @@ class Transport:
 
     def flush(self, now_ms: int) -> None:
         """Once per turn: send all that was put in line, in batches."""
-        if self._ready:
-            self._flush_clients()
+        if self.clients:
+            self.clients.flush()
         self.flush_links(now_ms)
 
     def flush_links(self, now_ms: int) -> None:
@@ -537,7 +617,7 @@ class Transport:
             for node in list(self._speaking):
                 if self._flush_link(node):
                     del self._speaking[node]
-        if self._speaking or self._refusals:
+        if self._speaking or self._asides:
             self._retry_soon(now_ms)
         else:
             self._retry_ms, self._retry_wait_ms = FOREVER_MS, RETRY_MS
@@ -556,7 +636,7 @@ class Transport:
         if link is None:
             return True
         owed = self._owed.pop(node, None)
-        if owed is not None and not self._send_alone(self._socket(link), owed):
+        if owed is not None and not send_alone(self._socket(link), owed):
             self._owed[node] = owed
             return False
         if not link.open or not link.outbox:
@@ -573,49 +653,29 @@ class Transport:
             done += count
         return True
 
-    def _flush_clients(self) -> None:
-        ready, self._ready = self._ready, {}
-        self.lined_up = 0
-        for client in ready:
-            line = self._lines.get(client)
-            if line is None:
-                continue
-            socket = self._client_sockets[client[:1]]
-            waiting, line.waiting = line.waiting, []
-            line.bytes = 0
-            for frames, _ in codec.batches(waiting):
-                line.sequence += 1
-                header = codec.encode_header(0, line.sequence)
-                if not send(socket, [client[1:], header, *frames]):
-                    # Gone or not reading: what matters is repeated until it is seen.
-                    self._count("client.lost")
-                    self._lines.pop(client, None)
-                    self.on_client_lost(client)
-                    break
-
-    def _send_alone(self, socket: Socket, message: m.Message) -> bool:
-        frames = (codec.encode_header(0, 0), codec.frame_of((codec.encode(message),)))
-        return send(socket, frames)
-
     # --- time -------------------------------------------------------------------------------------
 
     def tick(self, now_ms: int) -> None:
         """Greet where that is due."""
         for dial in list(self._dials.values()):
-            if now_ms >= dial.due_ms:
+            if now_ms >= dial.until_ms:
+                self._resolve(dial.endpoint)
+            elif now_ms >= dial.due_ms:
                 self._dial(dial, now_ms)
         for link in list(self.links.values()):
             if link.greeting_due(now_ms):
                 hello = self._hello(link.inc, link.endpoint())
-                if self._send_alone(self._socket(link), hello):
+                if send_alone(self._socket(link), hello):
                     elsewhere = link.greeted(now_ms)
                 else:
                     elsewhere = link.not_greeted(now_ms)
                 if elsewhere:
                     self._hang_up(link.node)
                     link.endpoint_at += 1
-        if self._refusals:
-            self._send_refusals(now_ms)
+        if self._asides:
+            self._asides.tick(now_ms)
+        if self._old_telemetry:
+            self._drop_old_telemetry(now_ms)
         if now_ms >= self._retry_ms:
             self.flush(now_ms)
 

@@ -76,6 +76,8 @@ class Election:
                 self.highest = beat.claim.counter
         self._update_distrust(now_ms, dead_ms, beats)
         best = self._best_acceptable(beats)
+        if self.priority == NEVER:
+            self.claim = None
         if self.claim is not None:
             if best is not None and best.claim is not None and best.claim > self.claim:
                 self.claim = None

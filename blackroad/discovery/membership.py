@@ -43,20 +43,16 @@ class Change(IntEnum):
     SUSPECTED = 3
     DIED = 4
     LEFT = 5
-    CLONE = 6
 
 
 class PeerRecord:
-    """The newest that is known of one peer, and whether an older life of it still speaks."""
+    """The newest that is known of one peer."""
 
     __slots__ = (
         "beat",
         "heard_ms",
         "inc",
         "node",
-        "older",
-        "older_since_ms",
-        "reborn_ms",
         "stamp_ms",
         "state",
     )
@@ -68,10 +64,6 @@ class PeerRecord:
         self.beat = beat
         self.heard_ms = now_ms
         self.state = PeerState.ALIVE
-        self.reborn_ms = now_ms
-        # (incarnation, stamp) of the older life heard last, and since when its stamps grow.
-        self.older: tuple[int, int] = (0, 0)
-        self.older_since_ms = 0
 
 
 class Membership:
@@ -104,12 +96,9 @@ class Membership:
             self._adapt_interval()
             return [(Change.JOINED, peer)]
         if beat.inc != peer.inc:
-            age = inc_counter(beat.inc) - inc_counter(peer.inc)
-            if age == 0:
-                return [(Change.CLONE, peer)]
-            if age < 0:
-                return self._older_life(peer, beat, now_ms)
-            return self._reborn(peer, beat, now_ms)
+            # An older life, or one of the same age: what that means is told by `lives.py`.
+            newer = inc_counter(beat.inc) > inc_counter(peer.inc)
+            return self._reborn(peer, beat, now_ms) if newer else []
         if beat.stamp_ms <= peer.stamp_ms or peer.state is PeerState.LEFT:
             return []
         before, shorter = peer.state, beat.interval_ms < peer.beat.interval_ms
@@ -128,27 +117,11 @@ class Membership:
         absent = peer.state in (PeerState.DEAD, PeerState.LEFT)
         peer.inc, peer.stamp_ms, peer.beat = beat.inc, beat.stamp_ms, beat
         peer.heard_ms, peer.state = now_ms, PeerState.ALIVE
-        peer.reborn_ms, peer.older = now_ms, (0, 0)
         changes = [(Change.REINCARNATED, peer)]
         if absent:
             changes.append((Change.JOINED, peer))
         self._adapt_interval()
         return changes
-
-    def _older_life(
-        self, peer: PeerRecord, beat: Heartbeat, now_ms: int
-    ) -> list[tuple[Change, PeerRecord]]:
-        """One late Heartbeat proves nothing; an older life that goes on speaking is a clone."""
-        inc, stamp_ms = peer.older
-        if beat.inc == inc and beat.stamp_ms <= stamp_ms:
-            return []
-        if beat.inc != inc:
-            peer.older_since_ms = now_ms
-        peer.older = (beat.inc, beat.stamp_ms)
-        if now_ms - max(peer.reborn_ms, peer.older_since_ms) < 2 * self.dead_ms(peer):
-            return []
-        peer.older_since_ms = now_ms
-        return [(Change.CLONE, peer)]
 
     def on_goodbye(self, node: bytes, inc: int) -> list[tuple[Change, PeerRecord]]:
         """A peer leaves in order; only the life that it names has left."""

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blackroad.errors import AlreadyRunning, StateDirectoryProblem
-from blackroad.ids import incarnation, node_id_from_key
+from blackroad.ids import inc_counter, incarnation, node_id_from_key
 
 IDENTITY_FILE = "identity.json"
 COUNTER_FILE = "incarnation"
+DRAIN_FILE = "draining"
 LOCK_FILE = "lock"
 KEY_BYTES = 32
 
@@ -29,6 +30,11 @@ class Life(NamedTuple):
     node: bytes
     inc: int
     public_key: bytes
+
+    @property
+    def first(self) -> bool:
+        """Has this node never lived before?"""
+        return inc_counter(self.inc) == 1
 
 
 class StateDirectory:
@@ -79,18 +85,42 @@ class StateDirectory:
             "another one",
         )
 
-    def begin_life(self) -> Life:
+    def begin_life(self, above: int = 0) -> Life:
         """Read or make the key pair, raise the incarnation counter, and flush it.
+
+        `above` is the highest counter of this node that anybody knows, if that is known.
 
         Raises  StateDirectoryProblem where either file is unreadable or damaged.
         """
         # In this order: a first start that is cut short leaves a counter without a key, which is
         # harmless, while a key without its counter is a node that forgot its age.
-        counter = self._raise_counter()
+        counter = self._raise_counter(above)
         public_key = self._public_key()
         return Life(
             node_id_from_key(public_key), incarnation(counter, secrets.randbits(32)), public_key
         )
+
+    def drains(self) -> bool:
+        """Was this node ordered to drain, in this life or an earlier one?"""
+        return (self.path / DRAIN_FILE).exists()
+
+    def keep_drain(self, on: bool) -> None:
+        """Remember beyond this life that the node drains, or that it takes work again.
+
+        Raises  StateDirectoryProblem where the disk refuses.
+        """
+        path = self.path / DRAIN_FILE
+        if on:
+            write_flushed(path, b"by order; `blackroad resume` ends it\n")
+            return
+        try:
+            path.unlink(missing_ok=True)
+            flush_directory(self.path)
+        except OSError as error:
+            raise StateDirectoryProblem(
+                f"cannot remove {path}: {error.strerror}",
+                hint="check the disk: is it mounted read-only, or failing?",
+            ) from None
 
     def close(self) -> None:
         """Let another daemon have the directory."""
@@ -119,17 +149,18 @@ class StateDirectory:
                 hint="restore the file from a backup; removing it makes this a new node",
             ) from None
 
-    def _raise_counter(self) -> int:
+    def _raise_counter(self, above: int) -> int:
         path = self.path / COUNTER_FILE
         try:
-            counter = int(path.read_text("ascii").strip()) + 1
-            if not 0 < counter < 2**31:
-                raise ValueError(f"{counter} is out of range")
+            before = int(path.read_text("ascii").strip())
+            counter = max(before, above) + 1
+            if before < 0 or counter >= 2**31:
+                raise ValueError(f"{before} is out of range")
         except FileNotFoundError as error:
             if (self.path / IDENTITY_FILE).exists():
                 # Counting from one again, its peers would take it for its own past.
                 raise self._counter_problem(path, error) from None
-            counter = 1
+            counter = above + 1
         except (OSError, ValueError) as error:
             raise self._counter_problem(path, error) from None
         write_flushed(path, f"{counter}\n".encode("ascii"))
@@ -164,11 +195,7 @@ def write_flushed(path: Path, data: bytes) -> None:
         finally:
             os.close(fd)
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -176,3 +203,12 @@ def write_flushed(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror}",
             hint="check the disk: is it full, mounted read-only, or failing?",
         ) from None
+
+
+def flush_directory(path: Path) -> None:
+    """Put on disk which files a directory holds."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

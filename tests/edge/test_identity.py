@@ -122,6 +122,18 @@ def test_a_counter_raised_by_hand_is_taken(tmp_path: Path) -> None:
     assert inc_counter(live(tmp_path).inc) == 100_001
 
 
+def test_a_life_begins_above_what_others_remember(tmp_path: Path) -> None:
+    """R-life-2; and it never goes back, whatever they remember."""
+    directory = StateDirectory(tmp_path)
+    directory.open()
+    lives = [directory.begin_life(above) for above in (0, 7, 0, 3)]
+    directory.close()
+    assert [inc_counter(life.inc) for life in lives] == [1, 8, 9, 10]
+    assert [life.first for life in lives] == [True, False, False, False]
+    assert len({life.inc & 0xFFFFFFFF for life in lives}) == 4
+    assert inc_counter(live(tmp_path).inc) == 11
+
+
 def test_what_an_interrupted_write_left_does_no_harm(tmp_path: Path) -> None:
     before = live(tmp_path)
     for name in (IDENTITY_FILE, COUNTER_FILE):

@@ -11,9 +11,9 @@ import zmq
 
 from blackroad.bus import codec, sockets
 from blackroad.bus import messages as m
+from blackroad.bus.asides import WAITING_MAX
 from blackroad.bus.link import GREET_MS_MAX
 from blackroad.bus.sockets import Bus
-from blackroad.bus.transport import REFUSALS_MAX
 from blackroad.errors import EnvironmentProblem, PortInUse
 from blackroad.ids import incarnation
 from blackroad.limits import (
@@ -328,13 +328,13 @@ def test_a_peer_that_moved_to_another_mesh_is_asked_ever_more_rarely(net: Net) -
 def test_refusals_are_bounded(net: Net) -> None:
     one = net.speaker(1)
     raw = net.raw(one)
-    count = 3 * REFUSALS_MAX
+    count = 3 * WAITING_MAX
     for number in range(1_000, 1_000 + count):
         node = number.to_bytes(16, "big")
         raw.say(hello(node, 1, NOBODY, cluster=b"c" * 16))
     net.until(lambda: counted(one, "reject.cluster") == count)
-    assert len(one.transport._refusals) <= REFUSALS_MAX
-    net.until(lambda: not one.transport._refusals, skip_ms=100)
+    assert 0 < len(one.transport._asides) <= WAITING_MAX
+    net.until(lambda: not one.transport._asides, skip_ms=100)
     assert len(one.bus._sockets) == 4
 
 
@@ -486,7 +486,7 @@ def test_a_client_over_tcp_is_heard_and_answered(net: Net) -> None:
 def test_a_client_that_is_gone_is_told_to_the_daemon(net: Net) -> None:
     one = net.speaker(1)
     lost: list[bytes] = []
-    one.transport.on_client_lost = lost.append
+    one.transport.clients.on_lost = lost.append
     raw = Raw(one.endpoint)
     raw.say(m.Alive(b"a" * 16), sequence=1)
     net.until(lambda: one.clients)

@@ -23,18 +23,28 @@ class Speaker:
     """One node's transport, and all that it heard."""
 
     def __init__(
-        self, net: Net, number: int, counter: int, cluster: str, ports: tuple[int, int, int]
+        self,
+        net: Net,
+        number: int,
+        counter: int,
+        cluster: str,
+        ports: tuple[int, int, int],
+        low: int = 0x5EED,
     ) -> None:
         self.node = number.to_bytes(16, "big")
-        self.inc = incarnation(counter, 0x5EED)
+        self.inc = incarnation(counter, low)
         self.heard: list[tuple[bytes, m.Message]] = []
         self.clients: list[tuple[bytes, m.Message]] = []
         self.beats: list[m.Heartbeat] = []
+        self.met: list[tuple[bytes, int, int, int]] = []
+        self.refused: list[m.Reject] = []
         self._net = net
         self.bus = Bus()
         identity = Identity(self.node, self.inc, f"n{number}", cluster_digest(cluster))
         self.transport = Transport(self.bus, identity, "127.0.0.1", *ports)
         self.transport.endpoints = (f"tcp://127.0.0.1:{self.transport.port}",)
+        self.transport.on_met = lambda *met: self.met.append(met)
+        self.transport.on_refused = lambda _node, reject: self.refused.append(reject)
 
     @property
     def endpoint(self) -> str:
@@ -94,9 +104,10 @@ class Net:
         counter: int = 1,
         cluster: str = "shelf",
         ports: tuple[int, int, int] = (0, 0, 0),
+        low: int = 0x5EED,
     ) -> Speaker:
         """Start a life of node `number`."""
-        one = Speaker(self, number, counter, cluster, ports)
+        one = Speaker(self, number, counter, cluster, ports, low)
         self.speakers.append(one)
         return one
 

@@ -23,6 +23,7 @@ MINE_BEFORE = incarnation(6, 0xBBBB)
 THEIRS = incarnation(3, 0xCCCC)
 THEIRS_NEWER = incarnation(4, 0x0001)
 THEIRS_OLDER = incarnation(2, 0xFFFF)
+THEIRS_TWIN = incarnation(3, 0xFFFF)
 THERE = "tcp://10.0.0.2:7701"
 
 
@@ -147,6 +148,15 @@ def test_a_restated_session_counts_onward() -> None:
     assert link.next_sequence() == 2
 
 
+def test_a_session_restated_after_the_peer_was_taken_for_dead_counts_onward() -> None:
+    link = opened()
+    assert [link.next_sequence() for _ in range(5)][-1] == 5
+    # What the transport does with the link of a peer that is dead.
+    link.out_session = 0
+    assert link.on_welcome(welcome(51), MINE)
+    assert link.next_sequence() == 6
+
+
 def test_another_session_is_taken_and_counts_from_one() -> None:
     link = opened()
     link.enqueue(b"waits")
@@ -252,7 +262,7 @@ def test_the_answer_repeats_what_the_caller_needs_to_know_it_by() -> None:
     link = a_link()
     greeting = hello(dialled="tcp://seed:7701")
     link.on_hello(greeting, MINE, 1001)
-    told = link.welcome(greeting, ME, MINE, 1, (m.Peer(OTHER, "tcp://10.0.0.3:7701"),))
+    told = link.welcome(greeting, ME, MINE, (m.Peer(OTHER, "tcp://10.0.0.3:7701"),), 77)
     assert told == m.Welcome(
         1,
         1001,
@@ -262,7 +272,20 @@ def test_the_answer_repeats_what_the_caller_needs_to_know_it_by() -> None:
         MINE,
         (m.Peer(OTHER, "tcp://10.0.0.3:7701"),),
         "tcp://seed:7701",
+        77,
     )
+
+
+@pytest.mark.parametrize("other", [THEIRS_OLDER, THEIRS_TWIN])
+def test_another_life_than_the_newest_is_told_of_it_and_gets_no_session(other: int) -> None:
+    """R-life-2: it is reminded; R-link-5: what it sends must not count."""
+    link = opened()
+    greeting = hello(other)
+    assert not link.on_hello(greeting, MINE, 1002)
+    told = link.welcome(greeting, ME, MINE, ())
+    assert told.your_inc == THEIRS
+    assert told.session not in (0, link.in_session)
+    assert (link.inc, link.in_session) == (THEIRS, 1001)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +386,7 @@ def test_the_first_life_heard_of_drops_nothing() -> None:
     assert link.dropped == 0
 
 
-@pytest.mark.parametrize("inc", [THEIRS, THEIRS_OLDER])
+@pytest.mark.parametrize("inc", [THEIRS, THEIRS_OLDER, THEIRS_TWIN])
 def test_the_same_or_an_older_life_is_no_news(inc: int) -> None:
     link = opened()
     link.enqueue(b"stays")

@@ -1,0 +1,83 @@
+"""What waits for clients of this daemon: one bounded line for each, on whichever socket it uses.
+
+Edge.  This file must not know what any message means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from blackroad.bus import codec
+from blackroad.bus.sockets import send
+
+if TYPE_CHECKING:
+    from blackroad.bus.messages import Message
+    from blackroad.bus.sockets import Socket
+
+CLIENTS_MAX = 4_096
+OUTBOX_BYTES_MAX = 64 * 1024 * 1024
+
+
+class _Line:
+    """What waits for one client."""
+
+    __slots__ = ("bytes", "sequence", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.bytes = 0
+        self.sequence = 0
+
+
+class Lines:
+    """Everybody's line; a handle is one byte that names the socket, and the route on it."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self.sockets: dict[bytes, Socket] = {}
+        # Messages that wait to be flushed.
+        self.lined_up = 0
+        self.on_lost: Callable[[bytes], None] = lambda _client: None
+        self._count = count
+        self._lines: dict[bytes, _Line] = {}
+        self._ready: dict[bytes, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def tell(self, client: bytes, message: Message) -> None:
+        """Put a message in line for a client."""
+        line = self._lines.get(client)
+        if line is None:
+            if len(self._lines) >= CLIENTS_MAX:
+                self._lines.pop(next(iter(self._lines)))
+            line = self._lines[client] = _Line()
+        encoded = codec.encode(message)
+        if line.bytes + len(encoded) > OUTBOX_BYTES_MAX:
+            self._count("client.full")
+            return
+        line.waiting.append(encoded)
+        self.lined_up += 1
+        line.bytes += len(encoded)
+        self._ready[client] = None
+
+    def flush(self) -> None:
+        """Send all that is in line, in batches."""
+        ready, self._ready = self._ready, {}
+        self.lined_up = 0
+        for client in ready:
+            line = self._lines.get(client)
+            if line is None:
+                continue
+            socket = self.sockets[client[:1]]
+            waiting, line.waiting = line.waiting, []
+            line.bytes = 0
+            for frames, _ in codec.batches(waiting):
+                line.sequence += 1
+                header = codec.encode_header(0, line.sequence)
+                if not send(socket, [client[1:], header, *frames]):
+                    # Gone or not reading: what matters is repeated until it is seen.
+                    self._count("client.lost")
+                    self._lines.pop(client, None)
+                    self.on_lost(client)
+                    break
