@@ -53,6 +53,7 @@ class Answering:
         store: ObjectStore,
         exchange: Exchange,
         clock: Callable[[], int],
+        journal: Callable[[], dict[str, Any]],
     ) -> None:
         self._node = node
         self._transport = transport
@@ -60,6 +61,7 @@ class Answering:
         self._store = store
         self._exchange = exchange
         self._clock = clock
+        self._journal = journal
         self._waiting: dict[bytes, list[fx.Lookup]] = {}
         # What was put or brought here stays until newer ones need the room.
         self._kept: OrderedDict[tuple[bytes, str], int] = OrderedDict()
@@ -122,6 +124,7 @@ class Answering:
             "transport": dict(self._transport.counters),
             "objects": dict(self._exchange.counters),
             "stored_bytes": self._store.used_bytes,
+            "journal": self._journal(),
             "links": {
                 short(node): {"open": link.open, "gaps": link.gaps, "dropped": link.dropped}
                 for node, link in self._transport.links.items()

@@ -81,7 +81,7 @@ class Capabilities(Struct, frozen=True):
     name: _Word
     arch: _Word
     page_bytes: _Bytes
-    cores: Annotated[int, Meta(ge=1, le=2**20)]
+    cores: Annotated[int, Meta(ge=0, le=2**20)]
     memory_bytes: _Bytes
     python: _Word
     python_full: _Word

@@ -340,7 +340,7 @@ def resolved(config: Config, *, environ: Mapping[str, str] | None = None) -> Con
         config,
         name=config.name or _host_name(),
         user=config.user or _login_name(),
-        slots=config.slots or usable_cores(),
+        slots=usable_cores() if config.slots is None else config.slots,
         memory_bytes=config.memory_bytes or _memory_share_bytes(),
         state_dir=config.state_dir or directories.default_state(environ),
         runtime_dir=config.runtime_dir or directories.default_runtime(environ),

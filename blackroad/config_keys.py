@@ -289,7 +289,7 @@ def _span(low: int, high: int) -> str:
 
 
 _HOSTS = f'"host:port" (port {PORT} where none is given)'
-_SLOTS = f'"auto" (the usable cores) or a whole number, 1 to {limits.SLOTS_MAX}'
+_SLOTS = f'"auto" (the usable cores) or a whole number, 0 to {limits.SLOTS_MAX}'
 _MEMORY = f'"auto" ({MEMORY_SHARE_PERCENT} % of the RAM) or a size from 64 MiB'
 _OBJECT = f"a size, 1 MiB to {format_bytes(limits.OBJECT_BYTES_LIMIT)}"
 _BEATS = (limits.HEARTBEAT_MS_MIN, limits.HEARTBEAT_MS_MAX)
@@ -331,7 +331,7 @@ _ALL = (
     _path("state_dir"),
     _path("runtime_dir"),
     _path("cache_dir"),
-    Key("slots", "work", _SLOTS, _or_auto(_integer(1, limits.SLOTS_MAX)), _integer_text),
+    Key("slots", "work", _SLOTS, _or_auto(_integer(0, limits.SLOTS_MAX)), _integer_text),
     Key("memory", "work", _MEMORY, _or_auto(_size(MEMORY_BYTES_MIN, BYTES_MAX)), unit="_bytes"),
     Key("opencl", "work", '"auto", "off" or a part of a device\'s name', _text),
     Key("labels", "work", 'a table of name = "text"', _labels, _labels_text),

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
-import select
-import time
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -20,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blackroad import config as configuration
-from blackroad import logs, service
+from blackroad import logs, service, starting
 from blackroad.answering import Answering
 from blackroad.bus import messages as m
 from blackroad.bus.sockets import Bus, Poller, Socket, bind_ipc
 from blackroad.bus.transport import Identity, Transport, cluster_digest
-from blackroad.capabilities import Capabilities
 from blackroad.discovery import probe as probing
-from blackroad.discovery.hints import Announcement, from_static
-from blackroad.discovery.machine import Host, cache_environment, sensors
+from blackroad.discovery.hints import Announcement
+from blackroad.discovery.machine import sensors
 from blackroad.discovery.mdns import Mdns
-from blackroad.errors import BlackroadError, ClockProblem, EnvironmentProblem
-from blackroad.ids import short, text32
+from blackroad.errors import (
+    BlackroadError,
+    StateDirectoryProblem,
+)
+from blackroad.ids import inc_counter, short, text32
 from blackroad.limits import PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
 from blackroad.node import (
     AnyEvent,
@@ -43,20 +42,26 @@ from blackroad.node import (
     FromClient,
     FromPeer,
     Heard,
+    Leave,
+    Met,
     Node,
     Overslept,
     Probed,
     Sensed,
+    Space,
     Tick,
 )
 from blackroad.router import effects as fx
 from blackroad.running import Running
 from blackroad.runtime import pool as tasks
+from blackroad.runtime.cgroups import delegated
 from blackroad.runtime.exchange import Exchange
 from blackroad.runtime.objects import ObjectStore
+from blackroad.starting import boot_ms, wall_ms
 from blackroad.store import rows as rowing
-from blackroad.store.identity import StateDirectory
+from blackroad.store.identity import Life, StateDirectory
 from blackroad.store.journal import Journal
+from blackroad.store.peers import Peers
 
 if TYPE_CHECKING:
     from blackroad.config import Config
@@ -67,7 +72,6 @@ POLL_MS_MAX = 1_000
 HOUSEKEEPING_MS = 1_000
 SENSE_MS = 5_000
 STOP_MS = 3_000
-CLEAN_MS = 10_000
 GC_THRESHOLD = 20_000
 HOLD_MS = 2
 HOLD_WAITING = 8
@@ -75,27 +79,7 @@ HOLD_MESSAGES = 64
 OVERSLEPT_MS = 750
 RUNTIME_FILE = "daemon.json"
 CLIENT_PREFIX = b"i"
-
-
-def boot_ms() -> int:
-    """The clock that decides: milliseconds since boot, suspend included."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-def wall_ms() -> int:
-    """The clock of people, for what must mean something after a restart."""
-    return time.time_ns() // 1_000_000
-
-
-def check_clock() -> None:
-    """Raise ClockProblem where this machine lacks the clock that leases rest on."""
-    try:
-        boot_ms()
-    except (OSError, AttributeError) as error:
-        raise ClockProblem(
-            f"this system has no boot-time clock: {error}",
-            hint="blackroad needs Linux 2.6.39 or newer; leases cannot be kept without it",
-        ) from None
+MEMBERSHIP_NOTES = frozenset({"node.joined", "node.reincarnated"})
 
 
 def run_daemon(config: Config) -> int:
@@ -103,19 +87,27 @@ def run_daemon(config: Config) -> int:
 
     Raises  BlackroadError where it cannot start: a port, a directory, a setting.
     """
-    daemon = Daemon(config)
-    try:
-        daemon.start()
-        return daemon.run()
-    finally:
-        daemon.close()
+    above = 0
+    while True:
+        daemon = Daemon(config, above)
+        try:
+            daemon.start()
+            code = daemon.run()
+        finally:
+            daemon.close()
+        above = daemon.above
+        if not above:
+            return code
 
 
 class Daemon:
     """All edges of one node, and the loop that serves them."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, above: int = 0) -> None:
         self.config = configuration.resolved(config)
+        self._above = above
+        # The counter that the next life has to be above, 0 where none is to follow (R-life-2).
+        self.above = 0
         self.paths = configuration.paths(self.config)
         self.log: Any = None
         self._stopping = False
@@ -132,22 +124,23 @@ class Daemon:
         self._watchdog_due_ms = 0
         self._housekeeping_due_ms = 0
         self._sense_due_ms = 0
+        self._members_changed = False
 
     # --- start ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Lock the state, begin a life, listen, and only then tell anybody."""
-        check_clock()
+        starting.check_clock()
         config = self.config
-        state = StateDirectory(self.paths.state)
+        state = self._state = StateDirectory(self.paths.state)
         state.open()
         self._closers.append(state.close)
         self._journal = Journal(self.paths.state)
         self._closers.append(self._journal.close)
         rows = self._journal.load()
-        life = state.begin_life()
+        life = self._begin_life(self._above)
         self._known = probing.quick(config.name or "", config.labels, config.programs)
-        caps = self._as_configured(self._known)
+        caps = starting.as_configured(self._known, config)
         self.log = logs.setup(config.log_format, config.log_level, caps.name)
         self._bus = Bus()
         self._closers.append(self._bus.close)
@@ -160,12 +153,13 @@ class Daemon:
             config.telemetry_port,
             config.bulk_port,
         )
-        self._transport.endpoints = self._own_endpoints()
+        self._transport.endpoints = starting.own_endpoints(config.listen, self._transport.port)
         self._clients = self._bus.inbox()
         bind_ipc(self._clients, str(self.paths.client_socket))
         self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
         self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
         self._start_pool(rowing.objects_of(chain.from_iterable(rows)))
+        life, early = self._recall(life)
         # The node's own life begins when it can serve: its timers must not count what the
         # runtime took to come up.
         now_ms = boot_ms()
@@ -173,20 +167,29 @@ class Daemon:
             life.node,
             life.inc,
             caps,
-            config.slots or 1,
+            1 if config.slots is None else config.slots,
             now_ms,
             election_priority=config.priority if config.coordinate else -128,
             heartbeat_ms=config.heartbeat_ms or 0,
             lease_ms=config.lease_ms,
+            journal_base=self._journal.base,
         )
         self._start_runtime()
         accepted, attempts, ends, owed = rows
         owned = rowing.remaining(accepted, wall_ms())
         self.node.owner.restore(owned, attempts, ends, now_ms)
         self.node.worker.restore(owed, now_ms)
+        if not self._journal.findings.sound:
+            self.log.error("journal.damaged", **self._journal.findings.told())
+        if state.drains():
+            self._events.append(Drain(True))
         self._journal.start()
         self._watch_all()
-        self._start_discovery(now_ms)
+        self._transport.on_met = lambda *met: self._events.append(Met(*met))
+        self._transport.on_refused = lambda node, one: self._events.append(FromPeer(node, (one,)))
+        for node, client, found in early:
+            self._took(node, client, found)
+        self._start_discovery()
         self._write_runtime_file()
         self.log.info(
             "daemon.started",
@@ -197,39 +200,19 @@ class Daemon:
             restored=len(rows[0]),
         )
 
-    def _as_configured(self, caps: Capabilities) -> Capabilities:
-        """What the probe found, as this node's owner wants it told."""
-        config = self.config
-        return msgspec.structs.replace(
-            caps,
-            arch=config.arch or caps.arch,
-            cores=config.slots or caps.cores,
-            memory_bytes=min(config.memory_bytes or caps.memory_bytes, caps.memory_bytes),
-        )
-
-    def _own_endpoints(self) -> tuple[str, ...]:
-        listen = self.config.listen
-        port = self._transport.port
-        if listen not in ("0.0.0.0", "::"):
-            host = f"[{listen}]" if ":" in listen else listen
-            return (f"tcp://{host}:{port}",)
-        from blackroad.discovery.interfaces import choose, interfaces
-
-        addresses = list(choose(interfaces(), None).addresses) or ["127.0.0.1"]
-        hosts = [f"[{one}]" if ":" in one else one for one in addresses]
-        return tuple(f"tcp://{host}:{port}" for host in hosts[:16])
-
     def _start_pool(self, keep: set[bytes]) -> None:
         """Objects and the fork server; what an earlier life left running is gone after this."""
         objects_dir = self.paths.state / "objects"
         self._store = ObjectStore(objects_dir, self.config.object_limit_bytes, keep)
         self._store.on_dropped = self._on_evicted
         self._closers.append(self._store.close)
-        self._environment = self._task_environment()
-        self._pool = tasks.Pool(objects_dir=str(objects_dir), environment=self._environment)
+        self._environment = starting.task_environment(self.config, self.paths.cache)
+        self._pool = tasks.Pool(
+            objects_dir=str(objects_dir), environment=self._environment, cgroup=delegated()
+        )
         self._pool.start()
         self._closers.append(self._pool.close)
-        self._await_clean()
+        starting.await_clean(self._pool, self.log)
 
     def _start_runtime(self) -> None:
         self._exchange = Exchange(
@@ -244,51 +227,42 @@ class Daemon:
         )
         self._running = Running(self.node, self._pool, self._store, self._events.append, self.log)
         self._answering = Answering(
-            self.node, self._transport, self._running, self._store, self._exchange, boot_ms
+            self.node,
+            self._transport,
+            self._running,
+            self._store,
+            self._exchange,
+            boot_ms,
+            self._journal.status,
         )
 
-    def _await_clean(self) -> None:
-        """A new incarnation is the claim that nothing older runs here: make sure of it first.
+    def _recall(self, life: Life) -> tuple[Life, list[tuple[bytes, bytes, list[m.Message]]]]:
+        """Be reminded by peers of lives that this state directory has forgotten (R-life-2)."""
+        transport = self._transport
+        self._peers = Peers(self.paths.state)
+        if not self._peers.load():
+            self.log.warning("peers.unreadable", file=str(self._peers.path))
+        starting.hint_known(transport, self._peers, self.config.peers, boot_ms())
+        if life.first:
+            return life, []
+        told = starting.ask_past(transport, self.config.heartbeat_ms or 0, boot_ms)
+        behind = max(0, told.mark - self._journal.base)
+        early = told.early
+        if told.above:
+            before = inc_counter(life.inc)
+            life = self._begin_life(told.above)
+            transport.begin_again(life.inc)
+            early = [one for one in early if one[1]]
+            self._say("node.amnesia", known=told.above, counter=before, behind=behind)
+        elif behind:
+            self._say("journal.behind", behind=behind)
+        return life, early
 
-        Raises  EnvironmentProblem where the fork server does not come up.
-        """
-        until_ms = boot_ms() + CLEAN_MS
-        while boot_ms() < until_ms:
-            ready, _, _ = select.select(list(self._pool.fds()), [], [], 0.05)
-            for fd in ready:
-                for event in self._pool.read(fd):
-                    if isinstance(event, tasks.Clean):
-                        if event.killed:
-                            self.log.warning("daemon.leftovers", killed=event.killed)
-                        return
-                    if isinstance(event, tasks.Problem):
-                        raise event.error
-        raise EnvironmentProblem(
-            f"the task runtime did not start within {CLEAN_MS // 1000} s",
-            hint="is the machine out of memory or processes? see its system log",
-        )
+    def _begin_life(self, above: int) -> Life:
+        return self._journal.ballast.behind(lambda: self._state.begin_life(above))
 
-    def _task_environment(self) -> dict[str, str]:
-        """All that task processes get: the daemon's own but for its secrets, caches, the device."""
-        opencl = self.config.opencl
-        cache = str(self.paths.cache)
-        # A slot is a core: NumPy's own threads in each task would fight over the others'.
-        share = max(1, (os.cpu_count() or 1) // (self.config.slots or 1))
-        threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        return {
-            **dict.fromkeys(threads, str(share)),
-            "POCL_CACHE_DIR": cache,
-            "MESA_SHADER_CACHE_DIR": cache,
-            **cache_environment(Host()),
-            **tasks.base_environment(),
-            "BLACKROAD_OPENCL_DEVICE": "" if opencl == "auto" else opencl,
-        }
-
-    def _start_discovery(self, now_ms: int) -> None:
+    def _start_discovery(self) -> None:
         config = self.config
-        for hint in from_static(config.peers):
-            for endpoint in hint.endpoints:
-                self._transport.hint(endpoint, now_ms)
         self._mdns: Mdns | None = None
         if config.mdns:
             announcement = Announcement(
@@ -339,10 +313,7 @@ class Daemon:
             "client_socket": str(self.paths.client_socket),
             "started_ms": wall_ms(),
         }
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(facts), "utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(path)
+        starting.write_runtime_file(path, facts)
         self._closers.append(lambda: path.unlink(missing_ok=True))
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -360,13 +331,21 @@ class Daemon:
         service.notify("READY=1")
         while not self._stopping:
             self._turn()
-        service.notify("STOPPING=1")
+        if not self.above:
+            service.notify("STOPPING=1")
         self._leave()
         return 0
 
     def stop(self) -> None:
-        """End the loop after this turn."""
+        """End the loop after this turn, and for good."""
         self._stopping = True
+        self.above = 0
+
+    def _live_anew(self, above: int) -> None:
+        """End this life; the next one's counter will be above that."""
+        if not self._stopping:
+            self._stopping = True
+            self.above = above
 
     def _turn(self, until_ms: int = FOREVER_MS) -> None:
         """One turn: wait, drain what is ready, look at the time, flush."""
@@ -402,7 +381,7 @@ class Daemon:
         While the worker has enough queued to stay busy nobody loses by it, and one wake-up of the
         client then serves many tasks.
         """
-        lined_up = self._transport.lined_up
+        lined_up = self._transport.clients.lined_up
         if (
             lined_up
             and lined_up < HOLD_MESSAGES
@@ -473,12 +452,25 @@ class Daemon:
                 self._note(effect)
             case fx.Lookup():
                 self._answering.answer(effect)
+            case fx.KeepDrain():
+                self._keep_drain(effect.on)
+            case fx.Shun():
+                self._transport.shun(effect.node, now_ms)
+                self._exchange.forget_holder(effect.node)
+            case fx.NewLife():
+                self._live_anew(effect.above)
 
     def _persist(self, persist: fx.Persist) -> None:
         """Journal rows, after the objects they rest on."""
         for digest in sorted(rowing.objects_of(persist.rows)):
             self._store.flush(digest)
         self._journal.append(persist.mark, rowing.by_wall_clock(persist.rows, wall_ms()))
+
+    def _keep_drain(self, on: bool) -> None:
+        try:
+            self._state.keep_drain(on)
+        except StateDirectoryProblem as error:
+            self.log.error("drain.not_kept", error=error.message, hint=error.hint)
 
     def _due_ms(self, now_ms: int) -> int:
         return min(
@@ -522,12 +514,15 @@ class Daemon:
     def _on_inbox(self) -> None:
         now_ms = boot_ms()
         for node, client, found in self._transport.receive(now_ms):
-            if client:
-                self._from_client(client, found)
-            else:
-                link = self._transport.links.get(node)
-                inc = link.inc if link is not None else 0
-                self._events.append(FromPeer(node, found, inc))
+            self._took(node, client, found)
+
+    def _took(self, node: bytes, client: bytes, found: list[m.Message]) -> None:
+        if client:
+            self._from_client(client, found)
+        else:
+            link = self._transport.links.get(node)
+            inc = link.inc if link is not None else 0
+            self._events.append(FromPeer(node, found, inc))
 
     def _from_client(self, client: bytes, found: list[m.Message]) -> None:
         """Objects are the driver's business, all else is the node's."""
@@ -552,11 +547,12 @@ class Daemon:
 
     def _on_telemetry(self) -> None:
         for beat in self._transport.heartbeats():
-            self._transport.meet(beat.node, beat.inc)
+            self._transport.meet(beat.node, beat.inc, beat.journal_mark)
             self._events.append(Heard(beat))
 
     def _on_flushed(self) -> None:
         marks = self._journal.flushed()
+        self._events += map(Space, self._journal.space())
         if marks:
             self._events.append(Flushed(marks[-1]))
 
@@ -588,7 +584,7 @@ class Daemon:
         caps = findings.capabilities
         if self.config.opencl == "off":
             caps = msgspec.structs.replace(caps, devices=())
-        caps = self._as_configured(caps)
+        caps = starting.as_configured(caps, self.config)
         self._events.append(Probed(caps))
         self.log.info(
             "probe.ended",
@@ -597,16 +593,14 @@ class Daemon:
             notes=list(caps.notes),
         )
 
-    # --- tasks ------------------------------------------------------------------------------------
-
     # --- objects ----------------------------------------------------------------------------------
 
     def _on_arrived(self, digest: bytes) -> None:
         self._events.append(Fetched(digest))
         self._answering.arrived(digest)
 
-    def _on_fetch_failed(self, digest: bytes, text: str, gone: bool) -> None:
-        self._events.append(FetchFailed(digest, text, gone))
+    def _on_fetch_failed(self, digest: bytes, text: str, gone: bool, here: bool) -> None:
+        self._events.append(FetchFailed(digest, text, gone, here))
         self._answering.failed(digest, text)
 
     def _on_evicted(self, digest: bytes) -> None:
@@ -616,7 +610,8 @@ class Daemon:
     # --- notes, time, end -------------------------------------------------------------------------
 
     def _note(self, note: fx.Note) -> None:
-        self.log.info(note.name, **{k: _plain(v) for k, v in note.facts.items()})
+        self._say(note.name, **note.facts)
+        self._members_changed = self._members_changed or note.name in MEMBERSHIP_NOTES
         node = note.facts.get("node")
         if note.name in ("node.died", "node.left") and isinstance(node, str):
             for one in list(self._transport.links):
@@ -627,17 +622,36 @@ class Daemon:
                     else:
                         self._transport.reset(one, boot_ms())
 
+    def _say(self, name: str, **facts: object) -> None:
+        """Log it; loudly, with what is to be done about it, where a person is needed."""
+        plain = {key: _plain(value) for key, value in facts.items()}
+        if name in starting.ADVICE:
+            state_dir = str(self.paths.state)
+            self.log.error(name, **plain, state_dir=state_dir, hint=starting.ADVICE[name])
+        else:
+            self.log.info(name, **plain)
+
+    def _remember_peers(self) -> None:
+        """Write down where the members are, for the next life."""
+        self._members_changed = False
+        starting.learn_members(self._transport, self._peers)
+        if not self._peers.write():
+            self.log.warning("peers.unwritten", file=str(self._peers.path))
+
     def _housekeeping(self, now_ms: int) -> None:
         if now_ms < self._housekeeping_due_ms:
             return
         self._housekeeping_due_ms = now_ms + HOUSEKEEPING_MS
         self._pool.tick(now_ms)
+        if self._members_changed:
+            self._remember_peers()
         if self._mdns is not None:
             self._on_mdns()
         if self._probe is not None:
             self._on_probe()
         if now_ms >= self._sense_due_ms:
             self._sense_due_ms = now_ms + SENSE_MS
+            self._journal.look()
             self._sense(now_ms)
         if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
             self._watchdog_due_ms = now_ms + self._watchdog_ms // 2
@@ -655,11 +669,11 @@ class Daemon:
         """End what runs, tell the owners, say Goodbye."""
         self.log.info("daemon.stopping")
         now_ms = boot_ms()
-        self._apply(Drain(True), now_ms)
-        for key in list(self.node.worker.works):
-            self._pool.kill(key, "daemon stops")
+        self._apply(Leave(), now_ms)
         until_ms = now_ms + STOP_MS
-        while self.node.worker.running and boot_ms() < until_ms:
+        out = self.node.out
+        # What is journaled of those ends is worth the wait: else they would count as crashes.
+        while (self.node.worker.running or out.flushed < out.mark) and boot_ms() < until_ms:
             self._turn(until_ms)
         for node in list(self._transport.links):
             self._transport.send(node, m.Goodbye(self.node.inc))

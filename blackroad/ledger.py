@@ -104,6 +104,11 @@ class Ledger:
         """Return what is left."""
         return Totals(self._cpu_units, self._memory_bytes, tuple(self._gpu_bytes))
 
+    @property
+    def exhausted(self) -> bool:
+        """Can nothing more be taken, however little?"""
+        return self._cpu_units <= 0
+
     def leases(self) -> int:
         """Return how many leases are out."""
         return len(self._out)

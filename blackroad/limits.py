@@ -68,6 +68,11 @@ LOCAL_HEALTH_MAX = 8  # a node that lags itself multiplies both by 1..8 before i
 PEERS_MAX = 1024  # members known at once; further ones are counted and ignored
 BEAT_GAP_MS = 50  # news (claim, drain) leaves as an early Heartbeat, but not more often than this
 ASK_CAPABILITIES_MS = 500  # a peer is asked again for capabilities that it has not told
+CLONE_DEADS = 2  # signs of a second life beside the one that counts, for so many T_dead: clones
+CLONE_SIGNS = 3  # and so many of them at least: a late one proves nothing
+DOUBT_DEADS = 3  # told of a newer life of its own, a node waits so long for signs of it
+DOUBT_MS_MIN = 4_000  # and at least so long, for greetings come once a second
+INC_JUMP_MAX = 2**24  # who tells me of a counter further ahead is not believed: mine has an end
 HINTS_MAX = 256  # addresses that mDNS may suggest and that nobody has answered from yet
 
 # --- leases -------------------------------------------------------------------------------------
@@ -83,6 +88,7 @@ GRANT_RESEND_MS = 2_000  # a Grant that no Renew lists yet is sent again
 GRANT_RESENDS_MAX = 2  # so often, within half a lease; after that it is recalled
 OUTCOME_RESEND_MS = 2_000  # first repetition of an Outcome without OutcomeAck
 OUTCOME_RESEND_MS_MAX = 30_000  # each repetition waits twice as long, up to here
+COLLECT_AGAIN_MS = 60_000  # a result without room here is lost if not offered again by then
 RENEW_LISTS_KEPT = 8  # Renew lists a worker remembers to judge a late Renewed
 
 # --- worker -------------------------------------------------------------------------------------
@@ -116,6 +122,8 @@ DISTRUST_FOR_DEADS = 8  # for so many T_dead
 AVOID_MS = 10_000  # a node is left out after a bound passed there
 AVOID_FACTOR = 4  # each further time it is left out so many times longer
 AVOID_MS_MAX = 160_000  # up to here; a done Outcome resets it
+# Facts.type_name of an attempt whose result found no room: its class leaves that node alone.
+DISK_PROBLEM = "DiskProblem"
 BACK_OFF_MS = 500  # (class, node) after Refused full or draining
 BACK_OFF_FACTOR = 2
 BACK_OFF_MS_MAX = 8_000
@@ -144,10 +152,19 @@ SESSIONS_MAX = 1024  # client sessions of one daemon
 SESSION_LEASE_MS = 30_000  # a client that is silent for so long has left
 SESSION_LEASE_MS_MAX = 600_000  # what Open may ask for
 ENDED_RESEND_MS = 2_000  # an outcome that the client has not seen is told again
+ENDED_RESEND_MS_MAX = 30_000  # doubled up to here, as long as that client says Seen to nothing
 UNDECIDED_SUBMITS_MAX = 1024  # submits that may wait for the answer "unplaceable"
 SESSION_ALIVE_MS = 10_000  # how often a client says that it lives
 JOURNAL_COMMIT_MS = 5  # a group commit waits no longer than this
 JOURNAL_COMMIT_CHANGES = 256  # nor for more changes than this
+JOURNAL_CHECKPOINT_CHANGES = 1024  # after so many changes the log goes into the journal's file
+JOURNAL_CHECKPOINT_BYTES = 4 * MIB  # or after so many bytes of rows
+JOURNAL_FREE_PAGES = 1024  # pages of 4 KiB that its file keeps free, and gives back at a time
+SALVAGE_GAPS_MAX = 2000  # ranges of keys that are tried around pages that cannot be read
+DAMAGED_ROWS_MAX = 1024  # damaged rows the journal keeps to be looked at, the newest
+BALLAST_BYTES = 8 * MIB  # room kept back in the state directory, for what was promised
+BALLAST_SHARE = 16  # at most this part of the disk: one sixteenth
+RETENTION_STEP = 256  # ended tasks forgotten at a time
 CRASH_RETRIES = 2  # a task whose process died is tried again so often, then fails
 INFRASTRUCTURE_RETRIES = 20  # lost nodes and lapsed leases are free so often
 PURE_ATTEMPTS_MAX = 2  # live attempts of a pure task whose node has gone silent

@@ -14,21 +14,20 @@ from msgspec import Struct
 from blackroad import queries
 from blackroad.bus import messages as m
 from blackroad.capabilities import Capabilities, decode, encode
-from blackroad.discovery.election import Election
-from blackroad.discovery.membership import Change, Membership, PeerRecord, PeerState
+from blackroad.discovery.election import NEVER, Election
+from blackroad.discovery.lives import Finding, Found, Lives
+from blackroad.discovery.membership import Change, Membership, PeerRecord
 from blackroad.errors import RemoteProtocolError
-from blackroad.ids import HEARD_BYTES, short
+from blackroad.ids import HEARD_BYTES, inc_counter, short
 from blackroad.limits import (
     ASK_CAPABILITIES_MS,
     BEAT_GAP_MS,
     HEARD_NODES_MAX,
     LEASE_MS,
     PROTOCOL_VERSION_MAX,
-    QUERY_MS,
-    RELAYS_MAX,
 )
 from blackroad.router.coordinator import Coordinator
-from blackroad.router.effects import Lookup, Outbox, Publish
+from blackroad.router.effects import KeepDrain, NewLife, Outbox, Publish, Shun
 from blackroad.router.owner import Owner
 from blackroad.router.worker import Worker
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 LOCAL_ROUNDS_MAX = 64
 
-DRIVER_QUERIES = frozenset({"logs", "driver", "put", "get"})
-
 
 class Event(Struct, frozen=True, gc=False):
     """Base of all events."""
@@ -50,6 +47,15 @@ class Heard(Event, frozen=True, gc=False):
     """A Heartbeat came on SUB."""
 
     beat: m.Heartbeat
+
+
+class Met(Event, frozen=True, gc=False):
+    """A Hello or Welcome of a peer came: its life, and the newest of mine it knows (0: none)."""
+
+    node: bytes
+    inc: int
+    your_inc: int
+    your_mark: int = 0
 
 
 class FromPeer(Event, frozen=True, gc=False):
@@ -89,11 +95,15 @@ class Fetched(Event, frozen=True, gc=False):
 
 
 class FetchFailed(Event, frozen=True, gc=False):
-    """An object cannot be had: all holders say so (`gone`), or it stands still for too long."""
+    """An object cannot be had: all holders say so (`gone`), or it stands still for too long.
+
+    `here` says that the fault is this node's, which has no room for it.
+    """
 
     digest: bytes
     text: str
     gone: bool = True
+    here: bool = False
 
 
 class Evicted(Event, frozen=True, gc=False):
@@ -128,6 +138,16 @@ class Drain(Event, frozen=True, gc=False):
     on: bool
 
 
+class Leave(Event, frozen=True, gc=False):
+    """The daemon ends in order and cannot wait: end what runs, and report it as stopped."""
+
+
+class Space(Event, frozen=True, gc=False):
+    """The state directory has no room for new durable work, or has room again."""
+
+    full: bool
+
+
 class Overslept(Event, frozen=True, gc=False):
     """The driver's loop stood still for so long."""
 
@@ -142,6 +162,7 @@ class Tick(Event, frozen=True, gc=False):
 
 AnyEvent = (
     Heard
+    | Met
     | FromPeer
     | FromClient
     | Finished
@@ -153,6 +174,8 @@ AnyEvent = (
     | Probed
     | Sensed
     | Drain
+    | Leave
+    | Space
     | Overslept
     | Tick
 )
@@ -172,6 +195,7 @@ class Node:
         election_priority: int = 0,
         heartbeat_ms: int = 0,
         lease_ms: int = LEASE_MS,
+        journal_base: int = 0,
     ) -> None:
         self.me = me
         self.inc = inc
@@ -180,6 +204,7 @@ class Node:
         self.started_ms = now_ms
         self.out = Outbox(me)
         self.membership = Membership(me, heartbeat_ms)
+        self.lives = Lives(me, inc)
         self.election = Election(me, inc, election_priority, now_ms)
         self.worker = Worker(me, self.text, inc, capabilities, slots, self.out)
         self.coordinator = Coordinator(me, self.out)
@@ -189,15 +214,15 @@ class Node:
         self.capabilities: dict[bytes, Capabilities] = {}
         self.digests: dict[bytes, bytes] = {}
         self.unknown_kinds = 0
+        # How far the journal had come before this life, and the furthest that a peer remembers.
+        self.journal_base = journal_base
+        self.journal_told = 0
         self._sensed = Sensed(0, False, 0)
         self._beat_due_ms = now_ms
         self._beat_ms = -BEAT_GAP_MS
         self._lag_ms = 0
         self._asked: dict[bytes, int] = {}
-        # By the number of the relayed query: client, its number, until when, whom it asks.
-        self._relays: dict[int, tuple[bytes, int, int, bytes]] = {}
-        self._relay_serial = 0
-        self._waiting: list[queries.Waiting] = []
+        self.desk = queries.Desk(self)
         view = self.owner.view.get(me, self.text)
         view.inc, view.present = inc, True
         self._set_capabilities(capabilities)
@@ -223,12 +248,16 @@ class Node:
                 for message in event.messages:
                     self._from_client(event.client, message, now_ms)
             case FromPeer():
+                if self.lives.is_clone(event.node):
+                    return
                 for message in event.messages:
                     self._from_node(event.node, message, now_ms, event.inc)
             case Finished():
                 self.worker.on_finished(event.key, event.status, event.result, event.facts, now_ms)
             case Heard():
                 self._heard(event.beat, now_ms)
+            case Met():
+                self._met(event, now_ms)
             case Tick():
                 self._tick(event.lag_ms, now_ms)
             case Flushed():
@@ -240,7 +269,9 @@ class Node:
                 self.owner.on_fetched(event.digest, now_ms)
             case FetchFailed():
                 self.worker.on_fetch_failed(event.digest, event.text, now_ms)
-                self.owner.on_fetch_failed(event.digest, event.text, now_ms, event.gone)
+                self.owner.on_fetch_failed(
+                    event.digest, event.text, now_ms, event.gone, here=event.here
+                )
             case Evicted():
                 self.worker.on_evicted(event.digest)
             case Probed():
@@ -248,10 +279,15 @@ class Node:
             case Sensed():
                 self._sensed = event
             case Drain():
-                self.worker.drain(event.on, now_ms)
-                self.owner.view.get(self.me).draining = event.on
-                self._beat_due_ms = now_ms
+                self._drain(event.on, now_ms)
+            case Leave():
+                self._drain(True, now_ms)
+                self.worker.leave(now_ms)
+            case Space():
+                self.worker.full = self.owner.full = event.full
+                self.out.note("space.full" if event.full else "space.again")
             case Overslept():
+                self.lives.on_overslept(event.gap_ms, now_ms)
                 self.membership.on_overslept(event.gap_ms, now_ms)
                 self.election.on_overslept(event.gap_ms, now_ms)
             case _:
@@ -264,10 +300,11 @@ class Node:
         return min(
             self._beat_due_ms,
             self.membership.next_deadline_ms(),
+            self.lives.next_deadline_ms(),
             self.worker.next_deadline_ms(),
             self.owner.next_deadline_ms(),
             self.coordinator.next_deadline_ms(),
-            min((one.until_ms for one in self._waiting), default=2**62),
+            self.desk.next_deadline_ms(),
         )
 
     def check(self) -> None:
@@ -292,7 +329,7 @@ class Node:
                 break
         woken = self.owner.sessions.woken
         if woken:
-            self._answer_waiting(now_ms)
+            self.desk.look_again(now_ms)
             woken.clear()
 
     def _deliver_local(self, now_ms: int) -> None:
@@ -332,12 +369,14 @@ class Node:
                 self._learn_capabilities(node, message)
             case m.AskCapabilities():
                 self.out.send(node, self._capabilities_message())
+            case m.Reject() if message.reason == "clone":
+                self._found(self.lives.on_refused(message.inc), now_ms)
             case m.Goodbye():
                 self._changed(self.membership.on_goodbye(node, message.inc), now_ms)
             case m.Query():
-                self._query(message, now_ms, node, peer=True)
+                self.desk.take(message, now_ms, node, peer=True)
             case m.Reply():
-                self._relay_reply(message, node)
+                self.desk.pass_on(message, node)
             case _:
                 self.unknown_kinds += 1
 
@@ -360,85 +399,74 @@ class Node:
             case m.Alive() | m.Seen() | m.Cancel():
                 self.out.tell(client, m.Reject("session", "this daemon knows no such session"))
             case m.Query():
-                self._query(message, now_ms, client, peer=False)
+                self.desk.take(message, now_ms, client, peer=False)
             case _:
                 self.unknown_kinds += 1
 
-    # --- queries ----------------------------------------------------------------------------------
+    # --- drain ------------------------------------------------------------------------------------
 
-    def _query(self, query: m.Query, now_ms: int, asker: bytes, *, peer: bool) -> None:
-        """Answer from here, or relay once to the node concerned."""
-        if query.target not in (b"", self.me):
-            if peer:
-                self._reply(query, asker, peer, error="a query is relayed once only")
-            else:
-                self._relay(query, now_ms, asker)
-            return
-        if query.name in DRIVER_QUERIES:
-            self.out.add(Lookup(asker, peer, query.query, query.name, query.args))
-            return
-        try:
-            if query.name == "cancel":
-                queries.cancel(self, query, now_ms)
-            body = queries.answer(self, query, now_ms)
-        except queries.NotYet as waiting:
-            until_ms = now_ms + waiting.wait_ms
-            self._waiting.append(queries.Waiting(query, asker, peer, until_ms))
-            return
-        except RemoteProtocolError as error:
-            self._reply(query, asker, peer, error=error.message)
-            return
-        self._reply(query, asker, peer, body=body)
+    def _drain(self, on: bool, now_ms: int) -> None:
+        on = on or not self.lives.serves
+        self.worker.drain(on, now_ms)
+        self.owner.view.get(self.me).draining = on
+        self._beat_due_ms = now_ms
 
-    def _answer_waiting(self, now_ms: int) -> None:
-        """Look again at queries that wait for a task to end."""
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            try:
-                body = queries.answer(self, one.query, now_ms, final=now_ms >= one.until_ms)
-            except queries.NotYet:
-                self._waiting.append(one)
-                continue
-            except RemoteProtocolError as error:
-                self._reply(one.query, one.asker, one.peer, error=error.message)
-                continue
-            self._reply(one.query, one.asker, one.peer, body=body)
-
-    def _reply(
-        self, query: m.Query, asker: bytes, peer: bool, *, body: bytes = b"", error: str = ""
-    ) -> None:
-        for reply in queries.pages(query.query, self.me, body, error):
-            if peer:
-                self.out.send(asker, reply)
-            else:
-                self.out.tell(asker, reply)
-
-    def _relay(self, query: m.Query, now_ms: int, client: bytes) -> None:
-        peer = self.membership.peers.get(query.target)
-        if peer is None or peer.state in (PeerState.DEAD, PeerState.LEFT):
-            self._reply(query, client, False, error="unreachable: that node is not in the mesh")
-            return
-        self._relay_serial += 1
-        if len(self._relays) >= RELAYS_MAX:
-            del self._relays[next(iter(self._relays))]
-        until_ms = now_ms + QUERY_MS
-        self._relays[self._relay_serial] = (client, query.query, until_ms, query.target)
-        self.out.send(
-            query.target, m.Query(self._relay_serial, query.target, query.name, query.args)
-        )
-
-    def _relay_reply(self, reply: m.Reply, node: bytes) -> None:
-        relay = self._relays.get(reply.query)
-        if relay is None or relay[3] != node:
-            return
-        if reply.last:
-            del self._relays[reply.query]
-        client, query, _, _ = relay
-        self.out.tell(client, m.Reply(query, node, reply.page, reply.last, reply.body, reply.error))
+    def order_drain(self, on: bool, now_ms: int) -> None:
+        """Drain or resume by somebody's order, which outlives this life (R-life-8)."""
+        if self.worker.draining is not on:
+            self._drain(on, now_ms)
+            self.out.add(KeepDrain(on))
+            self.out.note("node.draining" if on else "node.resumed", node=self.text)
 
     # --- presence ---------------------------------------------------------------------------------
 
+    def _met(self, met: Met, now_ms: int) -> None:
+        """A greeting came: what it tells about lives, the peer's and mine (R-life-2, R-life-3)."""
+        self.journal_told = max(self.journal_told, met.your_mark)
+        dead_ms = self.membership.dead_ms(self.membership.peers.get(met.node))
+        self._found(self.lives.on_met(met.node, met.inc, met.your_inc, now_ms, dead_ms), now_ms)
+
+    def _found(self, findings: list[Found], now_ms: int) -> None:
+        """Two lives of one node, mine or a peer's: say so, and keep work away from there."""
+        for what, node, inc, other in findings:
+            facts = {
+                "node": short(node),
+                "inc": inc,
+                "counter": inc_counter(inc),
+                "other_counter": inc_counter(other),
+            }
+            if node != self.me:
+                self._shun(node, now_ms)
+                self.out.note("node.clone", mine=False, **facts)
+                continue
+            self._drain(True, now_ms)
+            if what is Finding.DOUBT:
+                self.out.note("node.doubt", **facts)
+            elif what is Finding.CLONE:
+                # Who is one of two must not say who gets which machine either.
+                self.election.priority = NEVER
+                self.out.note("node.clone", mine=True, **facts)
+            else:
+                self.out.note("node.amnesia", **facts, behind=self.behind())
+                self.out.add(NewLife(inc_counter(other)))
+
+    def behind(self) -> int:
+        """How many groups of changes peers remember of my journal that it does not hold."""
+        return max(0, self.journal_told - self.journal_base - self.out.flushed)
+
+    def _shun(self, node: bytes, now_ms: int) -> None:
+        """Two machines use that peer's identity: no link, no work, no belief."""
+        self.owner.view.get(node, short(node)).draining = True
+        self.coordinator.forget_node(node)
+        self.coordinator.forget_owner(node)
+        self.out.add(Shun(node, "clone"))
+        self._elect(now_ms)
+
     def _heard(self, beat: m.Heartbeat, now_ms: int) -> None:
+        dead_ms = self.membership.dead_ms(self.membership.peers.get(beat.node))
+        found = self.lives.on_sign(beat.node, beat.inc, beat.stamp_ms, now_ms, dead_ms)
+        if found:
+            self._found(found, now_ms)
         if beat.node == self.me:
             return
         changes = self.membership.on_heartbeat(beat, now_ms)
@@ -450,7 +478,7 @@ class Node:
         if view is None:
             view = self.owner.view.get(beat.node, short(beat.node))
         self.owner.view.on_stamp(beat.node, beat.inc, beat.stamp_ms, now_ms)
-        view.draining = beat.supply.draining
+        view.draining = beat.supply.draining or self.lives.is_clone(beat.node)
         view.fresh_ms = self.membership.suspect_ms(peer)
         self._changed(changes, now_ms)
         self._ask_capabilities(beat, now_ms)
@@ -487,8 +515,6 @@ class Node:
                     owner.on_goodbye(node, peer.inc, now_ms)
                     self.coordinator.forget_node(node)
                     self.coordinator.forget_owner(node)
-                case Change.CLONE:
-                    pass
                 case _:
                     assert_never(change)
         if changes:
@@ -499,7 +525,7 @@ class Node:
         """Who follows me is in my pool; who does not is in somebody else's."""
         if self.coordinator.epoch is None:
             return
-        if peer.beat.follows == self.me:
+        if peer.beat.follows == self.me and not self.lives.is_clone(peer.node):
             caps = self.capabilities.get(peer.node)
             text = self.owner.view.nodes[peer.node].text
             self.coordinator.on_supply(peer.node, text, caps, peer.beat.supply)
@@ -508,7 +534,8 @@ class Node:
             self.coordinator.forget_owner(peer.node)
 
     def _elect(self, now_ms: int) -> None:
-        beats = [peer.beat for peer in self.membership.present()]
+        is_clone = self.lives.is_clone
+        beats = [one.beat for one in self.membership.present() if not is_clone(one.node)]
         claim_before = self.election.claim
         interval_ms = self.membership.interval_ms
         changed = self.election.step(now_ms, interval_ms, self.membership.dead_ms(), beats)
@@ -581,23 +608,12 @@ class Node:
         # Leases first: after a pause nothing may be confirmed or started before that.
         self.worker.tick(now_ms)
         self._changed(self.membership.tick(now_ms), now_ms)
+        self._found(self.lives.tick(now_ms), now_ms)
         self._elect(now_ms)
         self.owner.tick(now_ms)
-        if self._waiting and any(one.until_ms <= now_ms for one in self._waiting):
-            self._answer_waiting(now_ms)
-        self._drop_stale_relays(now_ms)
+        self.desk.tick(now_ms)
         if now_ms >= self._beat_due_ms:
             self._publish(now_ms)
-
-    def _drop_stale_relays(self, now_ms: int) -> None:
-        while self._relays:
-            first = next(iter(self._relays))
-            client, query, until_ms, _ = self._relays[first]
-            if until_ms > now_ms:
-                return
-            del self._relays[first]
-            error = "unreachable: no answer within 2 s"
-            self.out.tell(client, m.Reply(query, b"", 0, True, b"", error))
 
     def _publish(self, now_ms: int) -> None:
         self._beat_ms = now_ms
@@ -623,7 +639,7 @@ class Node:
             heard,
             self._supply(),
             min(self._lag_ms, 2**31),
-            self.out.mark,
+            self.journal_base + self.out.flushed,
             self.digests[self.me],
             self.election.priority,
             self.membership.interval_ms,

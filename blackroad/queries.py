@@ -1,13 +1,14 @@
-"""Read-only answers about a node's state, as plain data, in pages.
+"""Questions about a node's state and the four orders: answered as plain data, in pages.
 
-Pure.  Queries change nothing, but for the order to cancel; what only the driver knows (output of
-tasks) is not answered here.
+Pure.  Queries change nothing; the four orders among them (R-query-2) each set a state, and are
+answered like questions about it.  What only the driver knows (output of tasks) is not answered
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -15,8 +16,11 @@ from msgspec import Struct
 from blackroad.bus.messages import End, Ended, Query, Ref, Reply
 from blackroad.discovery.membership import PeerState
 from blackroad.errors import RemoteProtocolError
-from blackroad.ids import short, task_text, text32
+from blackroad.ids import TaskId, short, task_text, text32
+from blackroad.limits import QUERY_MS, RELAYS_MAX
 from blackroad.requirements import Requirement, from_wire, shortfall
+from blackroad.router import retry as trying
+from blackroad.router.effects import Lookup
 from blackroad.router.records import FOREVER_MS, MemberState, Task, TaskState
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 60 * 1024
 WAIT_MS_MAX = 1_500
 LIST_MAX = 1_000
+DRIVER_QUERIES: Final = frozenset({"logs", "driver", "put", "get"})
 _encode = msgspec.msgpack.encode
 
 
@@ -33,6 +38,13 @@ class TaskArgs(Struct, frozen=True):
 
     task: str
     wait_ms: int = 0
+
+
+class RetryArgs(Struct, frozen=True):
+    """Arguments of `retry`: the start of the ended task's id, and the whole id of the new one."""
+
+    task: str
+    new: TaskId
 
 
 class ListArgs(Struct, frozen=True):
@@ -68,6 +80,8 @@ def answer(node: Node, query: Query, now_ms: int, *, final: bool = False) -> byt
     match query.name:
         case "status" | "cancel":
             return _encode(status(node, _task(node, query, final), now_ms))
+        case "retry":
+            return _encode(status(node, _retried(node, query), now_ms))
         case "result":
             return _encode(_result(node, _task(node, query, final)))
         case "why":
@@ -76,17 +90,179 @@ def answer(node: Node, query: Query, now_ms: int, *, final: bool = False) -> byt
             return _encode(_tasks(node, _args(query, ListArgs), now_ms))
         case "nodes":
             return _encode(nodes(node, now_ms))
-        case "node":
+        case "node" | "drain" | "resume":
             return _encode(_one_node(node, now_ms))
     raise RemoteProtocolError(f"this daemon knows no query `{query.name}`")
 
 
+# --- orders -------------------------------------------------------------------------------------
+
+
 def cancel(node: Node, query: Query, now_ms: int) -> None:
-    """The one order among the queries (R-query-2): end a task, from any program on any node.
+    """End a task, from any program on any node.
 
     Raises  RemoteProtocolError where the task is not known here.
     """
     node.owner.stop(_task(node, query, True), End.CANCELLED, "cancelled", now_ms)
+
+
+def retry(node: Node, query: Query, now_ms: int) -> None:
+    """Submit an ended task's work anew, under the id that the client made.
+
+    Raises  RemoteProtocolError where the task is not known here, or cannot be tried again.
+    """
+    args = _args(query, RetryArgs)
+    if args.new not in node.owner.tasks or _found(node, args.task):
+        trying.retry(node.owner, _known(node, args.task), args.new, now_ms)
+
+
+def drain(node: Node, query: Query, now_ms: int) -> None:
+    """Let this node take nothing new, until `resume` and beyond its next start."""
+    node.order_drain(True, now_ms)
+
+
+def resume(node: Node, query: Query, now_ms: int) -> None:
+    """Let this node take work again."""
+    node.order_drain(False, now_ms)
+
+
+ORDERS: Final[dict[str, Callable[[Node, Query, int], None]]] = {
+    "cancel": cancel,
+    "retry": retry,
+    "drain": drain,
+    "resume": resume,
+}
+# What these tell may rest on journal rows that are not flushed yet.
+OF_TASKS: Final = frozenset({"status", "result", "why", "tasks", "cancel", "retry"})
+
+
+def _retried(node: Node, query: Query) -> Task:
+    args = _args(query, RetryArgs)
+    return node.owner.tasks[args.new]
+
+
+# --- asking and being asked ---------------------------------------------------------------------
+
+
+class Desk:
+    """Takes questions and orders in: answers now or when the time has come, or relays once."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._out = node.out
+        # By the number of the relayed query: client, its number, until when, whom it asks.
+        self._relays: dict[int, tuple[bytes, int, int, bytes]] = {}
+        self._relay_serial = 0
+        self._waiting: list[Waiting] = []
+
+    def take(self, query: Query, now_ms: int, asker: bytes, *, peer: bool) -> None:
+        """Answer from here, or relay once to the node concerned."""
+        node = self._node
+        if query.target not in (b"", node.me):
+            if peer:
+                self._reply(query, asker, peer, error="a query is relayed once only")
+            else:
+                self._relay(query, now_ms, asker)
+            return
+        if query.name in DRIVER_QUERIES:
+            self._out.add(Lookup(asker, peer, query.query, query.name, query.args))
+            return
+        try:
+            order = ORDERS.get(query.name)
+            if order is not None:
+                order(node, query, now_ms)
+            body = answer(node, query, now_ms)
+        except NotYet as waiting:
+            until_ms = now_ms + waiting.wait_ms
+            self._waiting.append(Waiting(query, asker, peer, until_ms))
+            return
+        except RemoteProtocolError as error:
+            self._reply(query, asker, peer, error=error.message)
+            return
+        self._answer(query, asker, peer, body, now_ms)
+
+    def look_again(self, now_ms: int) -> None:
+        """Look again at queries that wait for a task to end."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            try:
+                body = answer(self._node, one.query, now_ms, final=now_ms >= one.until_ms)
+            except NotYet:
+                self._waiting.append(one)
+                continue
+            except RemoteProtocolError as error:
+                self._reply(one.query, one.asker, one.peer, error=error.message)
+                continue
+            self._answer(one.query, one.asker, one.peer, body, now_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Answer whoever has waited long enough."""
+        if self._waiting and any(one.until_ms <= now_ms for one in self._waiting):
+            self.look_again(now_ms)
+        while self._relays:
+            first = next(iter(self._relays))
+            client, query, until_ms, _ = self._relays[first]
+            if until_ms > now_ms:
+                return
+            del self._relays[first]
+            error = "unreachable: no answer within 2 s"
+            self._out.tell(client, Reply(query, b"", 0, True, b"", error))
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` may next have something to do for a query that waits."""
+        return min((one.until_ms for one in self._waiting), default=FOREVER_MS)
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def _answer(self, query: Query, asker: bytes, peer: bool, body: bytes, now_ms: int) -> None:
+        """Tell nothing of tasks before it is flushed (R-submit-1)."""
+        told = (query, asker, peer, body)
+        if query.name in OF_TASKS:
+            self._out.when_flushed(self._answer_flushed, told, now_ms)
+        else:
+            self._answer_flushed(told, now_ms)
+
+    def _answer_flushed(self, told: tuple[Query, bytes, bool, bytes], now_ms: int) -> None:
+        query, asker, peer, body = told
+        self._reply(query, asker, peer, body=body)
+
+    def _reply(
+        self, query: Query, asker: bytes, peer: bool, *, body: bytes = b"", error: str = ""
+    ) -> None:
+        for reply in pages(query.query, self._node.me, body, error):
+            if peer:
+                self._out.send(asker, reply)
+            else:
+                self._out.tell(asker, reply)
+
+    # --- relays -----------------------------------------------------------------------------------
+
+    def _relay(self, query: Query, now_ms: int, client: bytes) -> None:
+        peer = self._node.membership.peers.get(query.target)
+        if peer is None or peer.state in (PeerState.DEAD, PeerState.LEFT):
+            self._reply(query, client, False, error="unreachable: that node is not in the mesh")
+            return
+        self._relay_serial += 1
+        if len(self._relays) >= RELAYS_MAX:
+            del self._relays[next(iter(self._relays))]
+        until_ms = now_ms + QUERY_MS
+        self._relays[self._relay_serial] = (client, query.query, until_ms, query.target)
+        relayed = Query(self._relay_serial, query.target, query.name, query.args)
+        self._out.send(query.target, relayed)
+
+    def pass_on(self, reply: Reply, node: bytes) -> None:
+        """Give the answer of another node to the client that asked."""
+        relay = self._relays.get(reply.query)
+        if relay is None or relay[3] != node:
+            return
+        if reply.last:
+            del self._relays[reply.query]
+        client, query, _, _ = relay
+        told = Reply(query, node, reply.page, reply.last, reply.body, reply.error)
+        self._out.tell(client, told)
+
+
+# --- answers ------------------------------------------------------------------------------------
 
 
 def pages(query: int, node: bytes, body: bytes, error: str) -> Iterator[Reply]:
@@ -106,22 +282,31 @@ def _args(query: Query, kind: type[Any]) -> Any:
 
 def _task(node: Node, query: Query, final: bool) -> Task:
     args = _args(query, TaskArgs)
-    text = args.task.lower()
+    task = _known(node, args.task)
+    if args.wait_ms > 0 and task.ended is None and not final:
+        raise NotYet(min(args.wait_ms, WAIT_MS_MAX))
+    return task
+
+
+def _found(node: Node, text: str) -> list[Task]:
+    text = text.lower()
     owner = node.owner
-    found = [
+    return [
         task
         for book in (owner.tasks, owner.memory.recent)
         for id_, task in book.items()
         if text32(id_).startswith(text)
     ]
+
+
+def _known(node: Node, text: str) -> Task:
+    """The one task whose id begins like this."""
+    found = _found(node, text)
     if not found:
-        raise RemoteProtocolError(f"no task {short(node.me)}-{text} is known here")
+        raise RemoteProtocolError(f"no task {short(node.me)}-{text.lower()} is known here")
     if len(found) > 1:
         raise RemoteProtocolError(f"{text} stands for {len(found)} tasks: write more of the id")
-    task = found[0]
-    if args.wait_ms > 0 and task.ended is None and not final:
-        raise NotYet(min(args.wait_ms, WAIT_MS_MAX))
-    return task
+    return found[0]
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -173,8 +358,14 @@ def status(node: Node, task: Task, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _where(node: Node, id_: bytes) -> dict[str, str]:
-    return {"id": short(id_), "node": text32(id_), "name": name_of(node, id_)}
+def _where(node: Node, id_: bytes) -> dict[str, Any]:
+    view = node.owner.view.nodes.get(id_)
+    return {
+        "id": short(id_),
+        "node": text32(id_),
+        "name": name_of(node, id_),
+        "draining": view is not None and view.draining,
+    }
 
 
 def name_of(node: Node, id_: bytes) -> str:
@@ -329,7 +520,7 @@ def _node_row(
         "id": short(id_),
         "node": text32(id_),
         "name": name_of(node, id_),
-        "state": "draining" if state == "alive" and supply.draining else state,
+        "state": _presence(node, id_, state, supply.draining),
         "silent_ms": max(0, silent_ms),
         "incarnation": inc >> 32,
         "coordinator": node.election.follows == id_,
@@ -353,7 +544,15 @@ def _node_row(
         "load_percent": supply.load_percent,
         "loop_lag_ms": beat.loop_lag_ms,
         "heartbeat_ms": beat.interval_ms,
+        "journal_mark": beat.journal_mark,
     }
+
+
+def _presence(node: Node, id_: bytes, state: str, draining: bool) -> str:
+    """One word for a node; of one that two machines claim to be nothing else matters."""
+    if node.lives.is_clone(id_):
+        return "clone"
+    return "draining" if state == "alive" and draining else state
 
 
 def _one_node(node: Node, now_ms: int) -> dict[str, Any]:
@@ -363,6 +562,11 @@ def _one_node(node: Node, now_ms: int) -> dict[str, Any]:
         "name": node.name,
         "incarnation": node.inc >> 32,
         "uptime_ms": now_ms - node.started_ms,
+        "draining": node.worker.draining,
+        "identity": node.lives.state.name.lower(),
+        "running": node.worker.running + node.worker.held,
+        "waiting": len(node.worker.waiting),
+        "full": node.owner.full,
         "owner": dict(node.owner.counters),
         "worker": dict(node.worker.counters),
         "tasks": len(node.owner.tasks),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blackroad.bus import messages as m
 from blackroad.errors import BlackroadError, invariant
 from blackroad.ids import text32
+from blackroad.limits import DISK_PROBLEM
 from blackroad.node import AnyEvent, Finished, Killed
 from blackroad.runtime import pool as tasks
 from blackroad.runtime.output import OutputStore, Page
@@ -107,7 +108,9 @@ class Running:
             case tasks.Output():
                 self._on_output(event)
             case tasks.Crashed():
-                status = m.Status.NO_INPUT if event.lost else m.Status.CRASHED
+                status = m.Status.LAPSED if event.lost else m.Status.CRASHED
+                if not event.started:
+                    status = m.Status.NO_INPUT
                 facts = m.Facts(exit_status=event.exit_status, text=event.text[:512])
                 self._ended(event.key, status, b"", facts)
             case tasks.Gone():
@@ -131,12 +134,12 @@ class Running:
             try:
                 self._store.adopt(event.path, event.digest, event.size)
             except BlackroadError as error:
-                self._lost(_key(event.key), f"its result cannot be kept: {error.message}")
+                self._no_room(event.key, f"its result cannot be kept: {error.message}")
                 return
             result = m.Ref(event.digest, event.size)
         facts = event.facts
         if "disk_problem" in facts:
-            self._lost(_key(event.key), f"no room for its result: {facts['disk_problem']}")
+            self._no_room(event.key, f"no room for its result: {facts['disk_problem']}")
             return
         status = m.Status.DONE if event.status == "done" else m.Status.FAILED
         exit_status = facts.get("exit_status")
@@ -155,8 +158,13 @@ class Running:
         self._emit(Finished(known, status, result, facts))
 
     def _lost(self, key: fx.Key, text: str) -> None:
-        """Not the task's fault: it will be started again."""
+        """It never ran, and not by its own fault: it will be started again."""
         self._emit(Finished(key, m.Status.NO_INPUT, b"", m.Facts(text=text[:512])))
+
+    def _no_room(self, key: object, text: str) -> None:
+        """It ran, but this machine could not keep what it made: another one may."""
+        facts = m.Facts(text=text[:512], type_name=DISK_PROBLEM)
+        self._ended(key, m.Status.LAPSED, b"", facts)
 
     # --- output -----------------------------------------------------------------------------------
 

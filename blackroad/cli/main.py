@@ -38,6 +38,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "node": Entry("start", "Run this machine's daemon in the foreground."),
         "up": Entry("mesh", "Start a local mesh in the background, for development."),
         "down": Entry("mesh", "End the mesh that `up` started."),
+        "chaos": Entry("chaos", "Kill and stop daemons of a test mesh under work, and judge."),
     },
     "Submit and follow tasks": {
         "submit": Entry("submit", "Submit a command, a function or a kernel."),
@@ -46,10 +47,13 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "logs": Entry("tasks", "Print what a task printed."),
         "why": Entry("tasks", "Tell why a task is not running."),
         "cancel": Entry("tasks", "End tasks."),
+        "retry": Entry("tasks", "Submit tasks anew that failed or were set aside."),
         "tasks": Entry("tasks", "List tasks, the newest first."),
     },
     "Look at the mesh": {
         "nodes": Entry("nodes", "Show the nodes: what they have and what they do."),
+        "drain": Entry("nodes", "Let a node take nothing new."),
+        "resume": Entry("nodes", "Let a node take work again."),
         "kernels": Entry("kernels", "Show what can be computed, and on which devices."),
     },
 }

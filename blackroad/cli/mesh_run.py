@@ -79,6 +79,16 @@ def start(found: Sequence[Place], slots: int | None) -> list[Place]:
     return missing
 
 
+def start_one(place: Place, found: Sequence[Place], slots: int | None) -> None:
+    """Start one daemon that has ended, with the addresses of those of `found` that run.
+
+    Raises  EnvironmentProblem.
+    """
+    _configure(place, found, slots)
+    process = _launch(place)
+    _await_serving([place], {place: process}, time.monotonic() + UP_S)
+
+
 def refuse_others(first: Place) -> None:
     """Refuse to start where programs would find a daemon that is not of this mesh.
 
@@ -269,7 +279,7 @@ def stop(found: Sequence[Place]) -> tuple[int, int]:
     with contextlib.ExitStack() as stack:
         handles: dict[Place, int] = {}
         for place in found:
-            handle = _handle(place)
+            handle = grip(place)
             if handle is not None:
                 stack.callback(os.close, handle)
                 handles[place] = handle
@@ -287,8 +297,11 @@ def stop(found: Sequence[Place]) -> tuple[int, int]:
         return len(handles), len(left)
 
 
-def _handle(place: Place) -> int | None:
-    """Get hold of the very process that is the daemon, so that no other can take its number."""
+def grip(place: Place) -> int | None:
+    """Get hold of the very process that is the daemon, so that no other can take its number.
+
+    Returns a pidfd for the caller to close, None where no daemon runs.
+    """
     pid = place.pid()
     if not pid:
         return None

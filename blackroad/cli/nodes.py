@@ -1,4 +1,4 @@
-"""`blackroad nodes`: the mesh as one daemon sees it, once or again and again."""
+"""The nodes of the mesh: what they do, once or again and again; drain and resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from blackroad.cli import commands, output
-from blackroad.cli.commands import Command, json_option, session
+from blackroad.cli.commands import Command, duration, json_option, session
 from blackroad.cli.output import Cell
 from blackroad.errors import (
     BlackroadError,
@@ -33,6 +33,7 @@ STATE_STYLES: Final = {
     "alive": "green",
     "draining": "yellow",
     "suspect": "yellow",
+    "clone": "red",
     "dead": "red",
     "left": "dim",
 }
@@ -86,6 +87,62 @@ def nodes_command(watch: bool, as_json: bool) -> None:
     for line in remarks(told):
         output.say()
         output.say(line)
+
+
+# --- drain and resume ---------------------------------------------------------------------------
+
+
+@click.command(
+    "drain",
+    cls=Command,
+    examples=("blackroad drain", "blackroad drain attic --wait --timeout 10m"),
+)
+@click.argument("node", required=False, default="")
+@click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
+@click.option(
+    "--timeout",
+    callback=duration,
+    metavar="TIME",
+    help="With --wait: wait no longer than this, such as 90s or 10m.",
+)
+@json_option
+def drain_command(node: str, wait: bool, timeout: int | None, as_json: bool) -> None:
+    """Let NODE take nothing new; what runs there goes on to its end.
+
+    NODE is a name or the start of an id; without it, the daemon of this machine. What waits there
+    goes to other nodes. It stays so, also when its daemon is started anew, until
+    `blackroad resume`. Tasks submitted at that node are taken, and run elsewhere.
+    """
+    if timeout is not None and not wait:
+        raise UsageError("--timeout without --wait says nothing", hint="add --wait")
+    with session() as client:
+        told = client.drain(node)
+        if wait:
+            told = client.drained(node, None if timeout is None else timeout / 1000)
+    _tell_of(told, as_json)
+
+
+@click.command("resume", cls=Command, examples=("blackroad resume", "blackroad resume attic"))
+@click.argument("node", required=False, default="")
+@json_option
+def resume_command(node: str, as_json: bool) -> None:
+    """Let NODE take work again after `blackroad drain`.
+
+    NODE is a name or the start of an id; without it, the daemon of this machine.
+    """
+    with session() as client:
+        told = client.resume(node)
+    _tell_of(told, as_json)
+
+
+def _tell_of(told: dict[str, Any], as_json: bool) -> None:
+    names = ("id", "name", "draining", "running", "waiting")
+    if as_json:
+        output.print_json({name: told[name] for name in names})
+        return
+    state = "draining" if told["draining"] else "alive"
+    running = output.count(told["running"], "task") if told["running"] else "nothing"
+    output.say(f"{told['name']}  {state}, runs {running}")
 
 
 # --- one look -----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""One task's life, and the list of all: status, result, logs, why, cancel, tasks."""
+"""One task's life, and the list of all: status, result, logs, why, cancel, retry, tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -75,7 +75,7 @@ def _story(told: dict[str, Any], failure: str) -> list[tuple[str, Any]]:
     from blackroad.units import format_ms
 
     ended = told["ended"] or {}
-    nodes = ", ".join(f"{one['name']} ({one['id']})" for one in told["nodes"])
+    nodes = ", ".join(map(_place, told["nodes"]))
     kind = "durable" if told["durable"] else "attached"
     failure = failure or " ".join(filter(None, (ended.get("type"), ended.get("text"))))
     deadline_ms = told["deadline_in_ms"]
@@ -96,6 +96,10 @@ def _story(told: dict[str, Any], failure: str) -> list[tuple[str, Any]]:
         ("error", failure),
         ("exit status", ended.get("exit_status")),
     ]
+
+
+def _place(node: dict[str, Any]) -> str:
+    return f"{node['name']} ({node['id']}){', draining' if node.get('draining') else ''}"
 
 
 def _span(run_us: int) -> str:
@@ -262,21 +266,34 @@ def cancel_command(tasks: tuple[str, ...], as_json: bool) -> int:
 
     It is asked for at once; `blackroad status ID` says `cancelled` when all of them are gone.
     """
+    return _each(tasks, _cancel, as_json, lambda row: f"{row['id']}  {row['state']}")
+
+
+_Told = tuple[dict[str, Any], BlackroadError | None]
+
+
+def _each(
+    tasks: Sequence[str],
+    order: Callable[[Client, str], _Told],
+    as_json: bool,
+    line: Callable[[dict[str, Any]], str],
+) -> int:
+    """Give an order about each task; tell what came of it, and return the worst exit code."""
     for task in tasks:
         parse_task(task)
     with session() as client:
-        told = [_cancel(client, task) for task in tasks]
+        told = [order(client, task) for task in tasks]
     if as_json:
         output.print_json({"tasks": [row for row, _ in told]})
     for row, error in told:
         if error is not None:
             _tell_of(error)
         elif not as_json:
-            output.say(f"{row['id']}  {row['state']}")
+            output.say(line(row))
     return max((error.exit_code for _, error in told if error is not None), default=EXIT_OK)
 
 
-def _cancel(client: Client, task: str) -> tuple[dict[str, Any], BlackroadError | None]:
+def _cancel(client: Client, task: str) -> _Told:
     from blackroad.cli import report
 
     try:
@@ -295,6 +312,39 @@ def _tell_of(error: BlackroadError) -> None:
     from blackroad.cli import report
 
     output.note(report.as_text(error, colour=report.in_colour(sys.stderr)))
+
+
+# --- retry --------------------------------------------------------------------------------------
+
+
+@click.command(
+    "retry",
+    cls=Command,
+    examples=(
+        "blackroad retry k3f7x2ab-m5c7q",
+        "blackroad tasks --state quarantined --ids | xargs blackroad retry",
+    ),
+)
+@click.argument("tasks", metavar="ID...", nargs=-1, required=True)
+@json_option
+def retry_command(tasks: tuple[str, ...], as_json: bool) -> int:
+    """Submit tasks that did not end well anew, and print the new ids.
+
+    It takes those that failed, expired, were cancelled or quarantined, and those of which nobody
+    knows whether they ran. Each begins again as a task on disk, with all its retries and without
+    a deadline. It works as long as the owner keeps the work: that of failed and quarantined ones
+    as long as their outcome, other work until newer needs the room.
+    """
+    return _each(tasks, _retry, as_json, lambda row: str(row["new"]))
+
+
+def _retry(client: Client, task: str) -> _Told:
+    from blackroad.cli import report
+
+    try:
+        return {"id": task, "new": client.retry(task)}, None
+    except BlackroadError as error:
+        return {"id": task, "error": report.as_data(error)}, error
 
 
 # --- tasks --------------------------------------------------------------------------------------

@@ -384,6 +384,49 @@ class Client:
         owner, id_ = self._owner_of(task_id)
         self._ask("cancel", {"task": id_}, target=owner)
 
+    # --- orders -----------------------------------------------------------------------------------
+
+    def retry(self, task_id: str) -> str:
+        """Submit a task that ended otherwise than done anew; return the new task's id.
+
+        It runs as a durable task with all its retries, from any program, as long as the owner
+        keeps its work: `blackroad result` or `outcome` fetches what it comes to.
+
+        Raises  UsageError where its work is gone, or it is done or not ended; UnknownTask;
+                Unreachable.
+        """
+        from blackroad.client import orders
+
+        return orders.retry(self, task_id, self._new_task())
+
+    def drain(self, node: str = "") -> dict[str, Any]:
+        """Let a node take nothing new, until `resume`; what runs there goes on.
+
+        `node` is a name or the start of an id, nothing for the daemon of this client.
+
+        Raises  UsageError where no such node is known; Unreachable.
+        """
+        from blackroad.client import orders
+
+        return orders.order(self, "drain", node)
+
+    def drained(self, node: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """Wait until a draining node runs nothing.
+
+        Raises  StillRunning after `timeout` seconds; UsageError where it takes work again.
+        """
+        from blackroad.client import orders
+
+        return orders.drained(self, node, timeout)
+
+    def resume(self, node: str = "") -> dict[str, Any]:
+        """Let a node that drains take work again."""
+        from blackroad.client import orders
+
+        return orders.order(self, "resume", node)
+
+    # --- mesh -------------------------------------------------------------------------------------
+
     def slots(self) -> int:
         """How many tasks of one core each the mesh can run at once."""
         rows = self.nodes()["nodes"]
@@ -402,8 +445,7 @@ class Client:
     ) -> TaskFuture:
         segments = work.encode_work(todo)
         size = payload.total_bytes(segments)
-        number = next(self._task_numbers)
-        task = self._task_prefix + number.to_bytes(6, "big")
+        task = self._new_task()
         future = TaskFuture(self, task, name)
         if durable:
             future.accepted = Future()
@@ -421,6 +463,9 @@ class Client:
                 hint="wait for results before submitting more, or raise submit_timeout",
             )
         return future
+
+    def _new_task(self) -> bytes:
+        return self._task_prefix + next(self._task_numbers).to_bytes(6, "big")
 
     def _code(self, fn: Callable[..., Any]) -> tuple[m.Ref, str]:
         if not callable(fn):

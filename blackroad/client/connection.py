@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.bus.payload import Segment
+from blackroad.bus.puller import GIVE_UP_MS
 from blackroad.bus.sockets import Bus, Poller, connect, connected, drain, send
 from blackroad.client.futures import TaskFuture
 from blackroad.client.objects import Incoming, Outgoing
 from blackroad.errors import (
     BlackroadError,
+    Busy,
+    DiskProblem,
     NoDaemon,
     OwnerLost,
     RemoteProtocolError,
@@ -55,7 +58,9 @@ _SEEN_AT_ONCE = 256
 class Pending:
     """One task in line: what Submit needs beside its spec."""
 
-    __slots__ = ("accepted", "code", "durable", "future", "sent_ms", "spec", "wait", "work")
+    __slots__ = (
+        *("accepted", "code", "durable", "future", "in_line", "sent_ms", "spec", "wait", "work"),
+    )
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class Pending:
         self.wait = wait
         self.sent_ms = 0
         self.accepted = False
+        self.in_line = True
 
 
 class _Asked:
@@ -257,6 +263,8 @@ class Connection:
             elif self._lost_ms:
                 self._cut_ms, self._lost_ms = self._lost_ms, 0
                 self._open()
+                for incoming in self._incoming.values():
+                    incoming.resume(now_ms)
 
     def _open(self) -> None:
         self._send([m.Open(self.session, SESSION_LEASE_MS, self.user)])
@@ -309,6 +317,7 @@ class Connection:
             if items and size > SUBMIT_BYTES_MAX:
                 break
             queue.popleft()
+            one.in_line = False
             one.sent_ms = now_ms
             items.append(m.Item(one.future.task, one.work))
         return m.Submit(
@@ -467,7 +476,14 @@ class Connection:
             return
         incoming = self._incoming.get(ref.digest)
         if incoming is None:
-            incoming = self._incoming[ref.digest] = Incoming(ref)
+            try:
+                incoming = self._incoming[ref.digest] = Incoming(ref)
+            except Busy as error:
+                pending = self.tasks.get(ended.task)
+                if pending is not None:
+                    self._saw(ended.task)
+                    self._fail(pending, error)
+                return
             self._send([*incoming.wants(now_ms)])
         if all(one.task != ended.task for one in incoming.waiting):
             incoming.waiting.append(ended)
@@ -485,13 +501,14 @@ class Connection:
             return
         try:
             complete = incoming.on_chunk(chunk, now_ms)
+        except RemoteProtocolError:
+            # Not a piece of this object: dropped, and asked for again if it stays away.
+            return
         except BlackroadError as error:
             self._pull_failed(chunk.digest, error)
             return
         if not complete:
-            wants = list(incoming.wants(now_ms))
-            if wants:
-                self._send([*wants])
+            self._send([*incoming.wants(now_ms)])
             return
         del self._incoming[chunk.digest]
         data = incoming.data()
@@ -514,9 +531,12 @@ class Connection:
             if pending is not None:
                 self._forget(pending)
                 self._saw(ended.task)
+                accepted = pending.future.accepted
+                if accepted is not None and not accepted.done():
+                    # It ended, so it was accepted; only its result is not here.
+                    accepted.set_result(None)
                 pending.future.fail(error)
-        for future in incoming.futures:
-            future.set_exception(error)
+        _fail_futures(incoming, error)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -526,12 +546,13 @@ class Connection:
         for ref, future in self.outgoing.take_requests():
             incoming = self._incoming.get(ref.digest)
             if incoming is None:
-                incoming = self._incoming[ref.digest] = Incoming(ref)
+                try:
+                    incoming = self._incoming[ref.digest] = Incoming(ref)
+                except Busy as error:
+                    future.set_exception(error)
+                    continue
             incoming.futures.append(future)
-        for incoming in self._incoming.values():
-            wants = list(incoming.wants(now_ms))
-            if wants:
-                self._send([*wants])
+        self._check_pulls(now_ms)
         if not self.opened.done():
             self._open()
         if self._lost_ms and now_ms - self._lost_ms >= OWNER_GONE_MS and self.opened.done():
@@ -546,12 +567,34 @@ class Connection:
             pending = self.tasks.get(id_)
             if pending is not None:
                 pending.accepted = False
-                self._queue.append(pending)
+                self._line_up(pending)
         if self.tasks and now_ms - self._heard_ms >= RESEND_MS:
             self._resend(now_ms)
         elif now_ms - self._alive_ms >= SESSION_ALIVE_MS:
             self._alive_ms = now_ms
             self._send([m.Alive(self.session)])
+
+    def _check_pulls(self, now_ms: int) -> None:
+        """Ask again for what did not come; nobody waits for ever for what does not come.
+
+        A durable task waits for its daemon's return, and so does its result.
+        """
+        for digest, incoming in list(self._incoming.items()):
+            incoming.waiting = [one for one in incoming.waiting if one.task in self.tasks]
+            if not incoming.waiting and not incoming.futures:
+                del self._incoming[digest]
+            elif not incoming.gave_up(now_ms):
+                self._send([*incoming.wants(now_ms)])
+            else:
+                error = Unreachable(
+                    f"a large value does not arrive: nothing of it came for {GIVE_UP_MS // 1000} s",
+                    hint="`blackroad nodes` shows who is there; the result of a task with "
+                    "durable=True is kept, and `blackroad result ID` fetches it",
+                )
+                if self._lost_ms:
+                    _fail_futures(incoming, error)
+                else:
+                    self._pull_failed(digest, error)
 
     def _resend(self, now_ms: int) -> None:
         again = [
@@ -564,6 +607,12 @@ class Connection:
             self._send([m.Alive(self.session)])
         for pending in again[:SUBMIT_TASKS_MAX]:
             pending.sent_ms = now_ms
+            self._line_up(pending)
+
+    def _line_up(self, pending: Pending) -> None:
+        """Say it again, but only once."""
+        if not pending.in_line:
+            pending.in_line = True
             self._queue.append(pending)
 
     def _lose_attached(self, error: OwnerLost, said_before_ms: int) -> None:
@@ -587,10 +636,20 @@ class Connection:
         for asked in list(self._asked.values()):
             if not asked.future.done():
                 asked.future.set_exception(error)
+        for incoming in self._incoming.values():
+            _fail_futures(incoming, error)
+        for _, future in self.outgoing.take_requests():
+            future.set_exception(error)
 
     def hold(self, ref: m.Ref, segments: list[Segment]) -> None:
         """Keep the bytes of an object until the daemon needs them no more."""
         self.outgoing.hold(ref, segments)
+
+
+def _fail_futures(incoming: Incoming, error: BaseException) -> None:
+    futures, incoming.futures = incoming.futures, []
+    for future in futures:
+        future.set_exception(error)
 
 
 def _rejection(rejected: m.Rejected, task_id: str) -> BaseException:
@@ -606,6 +665,9 @@ def _rejection(rejected: m.Rejected, task_id: str) -> BaseException:
         )
     if rejected.reason in ("needs", "conflict"):
         return UsageError(rejected.text)
+    if rejected.reason == "no_space":
+        message, _, hint = rejected.text.partition(": ")
+        return DiskProblem(message, hint=hint)
     return TaskError(f"the daemon did not take the task: {rejected.text}", task_id=task_id)
 
 

@@ -229,7 +229,8 @@ def error_of(ended: Ended, result: bytes | memoryview, task_id: str, name: str) 
         return Quarantined(
             f"{what} took its node down {ended.attempts} times and is set aside",
             task_id=task_id,
-            hint=f"`blackroad logs {task_id}` shows what it printed last; mend that, submit again",
+            hint=f"`blackroad logs {task_id}` shows what it printed last, and "
+            f"`blackroad retry {task_id}` lets it try again",
         )
     if ended.end is End.UNKNOWN:
         return TaskUnknown(

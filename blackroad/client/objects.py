@@ -12,10 +12,9 @@ from concurrent.futures import Future
 
 from blackroad.bus import messages as m
 from blackroad.bus.payload import Segment, digest_of
-from blackroad.errors import RemoteProtocolError
-from blackroad.limits import CHUNK_BYTES, WINDOW_CHUNKS
-
-WANT_AGAIN_MS = 1_000
+from blackroad.bus.puller import Puller
+from blackroad.errors import Busy, DamagedObject
+from blackroad.limits import CHUNK_BYTES
 
 
 class Outgoing:
@@ -87,49 +86,57 @@ def _slice(views: list[memoryview], offset: int, count: int) -> bytes:
 
 
 class Incoming:
-    """One object on its way here, kept in memory, checked before use."""
+    """One object on its way here, kept in memory, checked before use.
+
+    Raises  Busy where this program has no memory for it.
+    """
 
     def __init__(self, ref: m.Ref) -> None:
         self.ref = ref
         self.waiting: list[m.Ended] = []
         self.futures: list[Future[memoryview]] = []
-        self._buffer = bytearray(ref.size)
-        self._have: set[int] = set()
-        self._asked_upto = 0
-        self._heard_ms = 0
+        try:
+            self._puller = Puller(ref.digest, ref.size)
+            self._buffer = bytearray(ref.size)
+        except (MemoryError, OverflowError):
+            raise Busy(
+                f"an object of {ref.size} bytes does not fit into the memory of this program",
+                hint="fetch it on a machine with more, or let the task write a file",
+            ) from None
 
-    def wants(self, now_ms: int) -> Iterator[m.Want]:
-        """What to ask for now: the next window, or the first gap again after silence."""
-        total = -(-self.ref.size // CHUNK_BYTES)
-        if self._asked_upto and now_ms - self._heard_ms >= WANT_AGAIN_MS:
-            self._asked_upto = next((n for n in range(total) if n not in self._have), total)
-        outstanding = self._asked_upto - len(self._have)
-        if self._asked_upto < total and outstanding <= WINDOW_CHUNKS // 2:
-            count = min(WINDOW_CHUNKS, total - self._asked_upto)
-            yield m.Want(self.ref.digest, self._asked_upto * CHUNK_BYTES, count)
-            self._asked_upto += count
-            self._heard_ms = now_ms
+    def wants(self, now_ms: int) -> list[m.Want]:
+        """What to ask for now."""
+        digest = self.ref.digest
+        return [m.Want(digest, *each) for each in self._puller.wants(now_ms)]
 
     def on_chunk(self, chunk: m.Chunk, now_ms: int) -> bool:
         """Place one chunk; return whether the object is complete.
 
-        Raises  RemoteProtocolError where bytes do not fit the object, or the whole is not what
-                its digest says.
+        Raises  RemoteProtocolError for a chunk that the object does not have; DamagedObject where
+                the whole is not what its digest says, twice.
         """
-        end = chunk.offset + len(chunk.data)
-        if chunk.offset % CHUNK_BYTES or end > self.ref.size:
-            raise RemoteProtocolError("a chunk does not fit its object")
-        number = chunk.offset // CHUNK_BYTES
-        if end < min(self.ref.size, chunk.offset + CHUNK_BYTES):
-            raise RemoteProtocolError("a chunk is too short")
-        self._buffer[chunk.offset : end] = chunk.data
-        self._have.add(number)
-        self._heard_ms = now_ms
-        if len(self._have) * CHUNK_BYTES < self.ref.size:
+        complete = self._puller.on_chunk(chunk.offset, chunk.data, now_ms)
+        if complete is None:
             return False
-        if digest_of(memoryview(self._buffer)) != self.ref.digest:
-            raise RemoteProtocolError("the bytes of an object are not what its digest says")
-        return True
+        self._buffer[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
+        if not complete:
+            return False
+        if digest_of(memoryview(self._buffer)) == self.ref.digest:
+            return True
+        if not self._puller.start_over(now_ms):
+            raise DamagedObject(
+                f"object {self.ref.digest.hex()[:12]} arrived damaged twice: its digest differs",
+                hint="the daemon's node has a bad disk or bad memory",
+            )
+        return False
+
+    def resume(self, now_ms: int) -> None:
+        """The connection is back: ask again for what is missing, with the whole patience."""
+        self._puller.resume(now_ms)
+
+    def gave_up(self, now_ms: int) -> bool:
+        """Whether nothing came for so long that waiting on makes no sense."""
+        return self._puller.gave_up(now_ms)
 
     def data(self) -> memoryview:
         """The whole object."""

@@ -27,6 +27,8 @@ from blackroad.bus.messages import (
 from blackroad.errors import invariant
 from blackroad.ids import Token, inc_counter, short
 from blackroad.limits import (
+    COLLECT_AGAIN_MS,
+    DISK_PROBLEM,
     GANG_ASIDE_MS,
     GANG_ASIDE_MS_MAX,
     GANG_HOLD_MS,
@@ -132,7 +134,9 @@ class Attempts:
 
     # --- grant ------------------------------------------------------------------------------------
 
-    def grant(self, task: Task, placed: Sequence[tuple[Use, bool]], now_ms: int) -> None:
+    def grant(
+        self, task: Task, placed: Sequence[tuple[Use, bool]], now_ms: int, share: int = 0
+    ) -> None:
         """Make an attempt on the given nodes; `placed` says of each whether it waits there."""
         self._serial += 1
         token = Token(self.inc, self._serial)
@@ -141,6 +145,7 @@ class Attempts:
         for use, ahead in placed:
             node = use.node
             member = Member(attempt, node, nodes[node].inc, use)
+            member.share = share
             self._enter(member)
             if ahead:
                 self._goes_ahead(member)
@@ -222,6 +227,7 @@ class Attempts:
                 task.code,
                 task.work,
                 task.tries,
+                member.share,
             ),
         )
 
@@ -311,14 +317,17 @@ class Attempts:
             if cause is None:
                 cause = Cause.NOTHING if member.stopping else Cause.LOSS
             ran = outcome.status is not Status.NO_INPUT
-            why = outcome.status.name.lower()
-            self._over(member, cause, why, outcome, ran, now_ms)
+            if not ran or outcome.facts.type_name == DISK_PROBLEM:
+                # Granted there again at once, it would use up its free retries in no time.
+                self._judge.refused(member.use, Reason.NO_SPACE, now_ms)
+            self._over(member, cause, _why(outcome), outcome, ran, now_ms)
             self._acknowledge(node, outcome.token, now_ms)
             return
         result = outcome.result
         wanted = member is member.attempt.members[0]
         if wanted and isinstance(result, Ref) and result.digest not in self._pins:
             self._leave(member, MemberState.COLLECTING)
+            member.bound_ms = FOREVER_MS
             self._pulls.wait(result, node, b"", (node, outcome))
             return
         self._done(member, outcome, now_ms)
@@ -333,7 +342,12 @@ class Attempts:
 
     def _late(self, node: bytes, outcome: Outcome, now_ms: int) -> None:
         """No live member ended like this: it is being collected, or still counts, or is stale."""
-        if self._collecting(node, outcome) is not None:
+        member = self._collecting(node, outcome)
+        if member is not None:
+            if isinstance(outcome.result, Ref):
+                # If it is not on its way any more, there may be room for it by now.
+                member.bound_ms = FOREVER_MS
+                self._pulls.wait(outcome.result, node, b"", (node, outcome))
             return
         task = self._judge.welcomes(outcome)
         if task is None:
@@ -364,13 +378,18 @@ class Attempts:
         else:
             self._late(node, outcome, now_ms)
 
-    def on_uncollected(self, late: Late, gone: bool, now_ms: int) -> None:
+    def on_uncollected(self, late: Late, gone: bool, now_ms: int, *, here: bool = False) -> None:
         """The large result of an outcome cannot be had: the attempt is lost.
 
         What is gone is acknowledged; after a standstill the repeated Outcome may still count.
+        Where the fault is that there is no room `here`, each repeated Outcome is another try.
         """
         node, outcome = late
         member = self._collecting(node, outcome)
+        if here:
+            if member is not None:
+                member.bound_ms = now_ms + COLLECT_AGAIN_MS
+            return
         if member is not None:
             self._over(member, Cause.LOSS, "result lost", None, True, now_ms)
         if gone:
@@ -543,6 +562,8 @@ class Attempts:
             for member in attempt.members:
                 if member.state not in _SILENT:
                     self._check_member(member, now_ms)
+                elif member.state is MemberState.COLLECTING:
+                    self._check_collecting(member, now_ms)
         self._check_ms = now_ms + RENEW_MS if self.live else FOREVER_MS
 
     def next_deadline_ms(self) -> int:
@@ -565,6 +586,12 @@ class Attempts:
             self._abort(attempt, now_ms)
         elif member.state is MemberState.SENT and since_ms >= GRANT_RESEND_MS:
             self._unlisted(member, now_ms)
+
+    def _check_collecting(self, member: Member, now_ms: int) -> None:
+        """Its result found no room here: give it up when nobody offers or wants it any more."""
+        waits = member.bound_ms != FOREVER_MS
+        if now_ms >= member.bound_ms or (waits and member.attempt.task.stop is not None):
+            self._over(member, Cause.LOSS, "no room here for its result", None, True, now_ms)
 
     def _unlisted(self, member: Member, now_ms: int) -> None:
         """No Renew lists it yet: grant it again, and then give it up, for Recall moves no bound."""
@@ -635,6 +662,14 @@ class Attempts:
                 invariant(token in self.live, "a member of no attempt", token)
 
 
+def _why(outcome: Outcome) -> str:
+    """How it ended, for people; what the task itself has to say stands in its result."""
+    name = outcome.status.name.lower()
+    text = outcome.facts.text
+    plain = outcome.status is Status.FAILED or name.startswith(text)
+    return name if plain else f"{name}: {text}"
+
+
 def attempt_row(task: Task, attempt: Attempt) -> AttemptRow:
     """What the journal says of an attempt; of one that has ended, only the counts."""
     members = tuple((one.node, one.inc) for one in attempt.members) if attempt.live() else ()
@@ -649,4 +684,5 @@ def attempt_row(task: Task, attempt: Attempt) -> AttemptRow:
         task.losses,
         task.killers,
         task.failures,
+        *(task.stop or ()),
     )

@@ -15,14 +15,11 @@ from blackroad.limits import (
     ALLOCATION_GAP_MS,
     ALLOCATION_RESTATE_BEATS,
     ALLOCATION_ROWS_MAX,
-    GANG_ASIDE_MS,
-    GANG_ASIDE_MS_MAX,
     LISTEN_BEATS,
-    RESERVATION_MS,
 )
 from blackroad.requirements import from_wire
-from blackroad.router.fairness import effective_priority
 from blackroad.router.placement import Fit, Node, Want, allocate
+from blackroad.router.reservations import Reservations
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Supply
@@ -47,22 +44,6 @@ class _OwnerDemand:
         self.answered = False
 
 
-class _Reservation:
-    """A whole-node class that waits for its nodes to run empty."""
-
-    __slots__ = ("key", "nodes", "offered", "offered_ms")
-
-    def __init__(self, key: tuple[bytes, int], nodes: tuple[bytes, ...]) -> None:
-        self.key = key
-        self.nodes = nodes
-        self.offered = False
-        self.offered_ms = 0
-
-    def offer(self, now_ms: int) -> None:
-        """The nodes are empty: they may be used from now on."""
-        self.offered, self.offered_ms = True, now_ms
-
-
 class Coordinator:
     """State of one reign."""
 
@@ -72,16 +53,15 @@ class Coordinator:
         self.interval_ms = 250
         self.nodes: dict[bytes, Node] = {}
         self.owners: dict[bytes, _OwnerDemand] = {}
-        self.reservations: dict[tuple[bytes, int], _Reservation] = {}
         self.tables = 0
         self._out = out
         self._fit = Fit()
+        self.reservations = Reservations(self.nodes, self._fit)
         self._matching_ms = FOREVER_MS
         self._seq = 0
         self._changed = False
         self._urgent = False
         self._table_ms = -FOREVER_MS
-        self._aside: dict[tuple[bytes, int], tuple[int, int]] = {}
 
     # --- reign ------------------------------------------------------------------------------------
 
@@ -98,7 +78,6 @@ class Coordinator:
         self.nodes.clear()
         self.owners.clear()
         self.reservations.clear()
-        self._aside.clear()
         self._matching_ms = FOREVER_MS
         self._urgent = False
         self._seq = 0
@@ -163,15 +142,13 @@ class Coordinator:
         """A node is silent, draining, gone, or follows somebody else."""
         if self.nodes.pop(node, None) is not None:
             self._changed = True
-            for key in [k for k, r in self.reservations.items() if node in r.nodes]:
-                del self.reservations[key]
+            self.reservations.forget_node(node)
 
     def forget_owner(self, owner: bytes) -> None:
         """An owner is gone: nobody wants what it wanted."""
         if self.owners.pop(owner, None) is not None:
             self._changed = True
-            for key in [k for k in self.reservations if k[0] == owner]:
-                del self.reservations[key]
+            self.reservations.forget_owner(owner)
 
     # --- tables -----------------------------------------------------------------------------------
 
@@ -199,24 +176,16 @@ class Coordinator:
         return max(due, min(restate_ms, turn_ms))
 
     def _turn_ms(self) -> int:
-        """When time alone changes the table: an offer lapses, or a class need wait no longer."""
-        if not self.reservations and not self._aside:
-            return FOREVER_MS
-        offers = [r.offered_ms + RESERVATION_MS for r in self.reservations.values() if r.offered]
-        asides = [until for until, _ in self._aside.values() if until > self._table_ms]
-        return min([*offers, *asides], default=FOREVER_MS)
+        """When time alone changes the table."""
+        return self.reservations.next_ms(self._table_ms)
 
     def _compute(self, now_ms: int) -> None:
         self._changed = self._urgent = False
         self._table_ms = now_ms
         self.tables += 1
         wants = [want for owner in self.owners.values() for want in owner.wants]
-        whole = self._whole_nodes(wants, now_ms)
-        reserved = {
-            node: reservation.key
-            for reservation in self.reservations.values()
-            for node in reservation.nodes
-        }
+        whole = self.reservations.offers(wants, now_ms)
+        reserved = self.reservations.reserved()
         nodes = sorted(self.nodes.values(), key=lambda node: node.id)
         table = allocate(nodes, wants, reserved, self._fit)
         for key, chosen in whole.items():
@@ -245,96 +214,6 @@ class Coordinator:
         self._seq += 1
         demand = owner.demand
         self._out.send(id_, Allocation(self.epoch, self._seq, demand.inc, demand.seq, rows))
-
-    # --- gangs, exclusive and isolated classes ----------------------------------------------------
-
-    def _whole_nodes(
-        self, wants: list[Want], now_ms: int
-    ) -> dict[tuple[bytes, int], tuple[bytes, ...]]:
-        """Keep one reservation per whole-node class; return those whose nodes are empty now."""
-        waiting = {want.key: want for want in wants if want.whole_nodes()}
-        self._drop_spent(waiting, now_ms)
-        self._inherit(waiting, now_ms)
-        taken = {node for r in self.reservations.values() for node in r.nodes}
-        order = sorted(
-            waiting.values(),
-            key=lambda want: (
-                -effective_priority(want.priority, want.oldest_wait_ms),
-                self._aside.get(want.key, (0, 0)),
-                -want.oldest_wait_ms,
-                want.key,
-            ),
-        )
-        for want in order:
-            aside = self._aside.get(want.key)
-            if want.key in self.reservations or not want.queued or (aside and now_ms < aside[0]):
-                continue
-            nodes = self._choose(want, taken)
-            if nodes:
-                self.reservations[want.key] = _Reservation(want.key, nodes)
-                taken.update(nodes)
-        offered = {}
-        for key, reservation in self.reservations.items():
-            others = any(
-                want.in_use.get(node)
-                for want in wants
-                if want.key != key
-                for node in reservation.nodes
-            )
-            if not others:
-                if not reservation.offered:
-                    reservation.offer(now_ms)
-                offered[key] = reservation.nodes
-        return offered
-
-    def _drop_spent(self, waiting: dict[tuple[bytes, int], Want], now_ms: int) -> None:
-        for key, reservation in list(self.reservations.items()):
-            want = waiting.get(key)
-            used = want is not None and any(want.in_use.get(n) for n in reservation.nodes)
-            fits = want is not None and want.queued and want.gang == len(reservation.nodes)
-            if not used and not fits:
-                del self.reservations[key]
-                self._aside.pop(key, None)
-            elif used:
-                reservation.offer(now_ms)
-                self._aside.pop(key, None)
-            elif reservation.offered and now_ms - reservation.offered_ms >= RESERVATION_MS:
-                del self.reservations[key]
-                _, last_ms = self._aside.get(key, (0, 0))
-                aside_ms = min(GANG_ASIDE_MS_MAX, 2 * last_ms or GANG_ASIDE_MS)
-                self._aside[key] = (now_ms + aside_ms, aside_ms)
-        for key in [key for key in self._aside if key not in waiting]:
-            del self._aside[key]
-
-    def _inherit(self, waiting: dict[tuple[bytes, int], Want], now_ms: int) -> None:
-        """Keep what whole-node classes already use: an earlier coordinator reserved that."""
-        taken = {node for r in self.reservations.values() for node in r.nodes}
-        for key, want in sorted(waiting.items()):
-            nodes = tuple(n for n in sorted(want.in_use) if n in self.nodes and n not in taken)
-            if nodes and key not in self.reservations:
-                taken.update(nodes)
-                self.reservations[key] = reservation = _Reservation(key, nodes)
-                reservation.offer(now_ms)
-
-    def _choose(self, want: Want, taken: set[bytes]) -> tuple[bytes, ...]:
-        """The emptiest, then fastest nodes that fit and are nobody's yet."""
-        use: dict[bytes, int] = {}
-        for owner in self.owners.values():
-            for other in owner.wants:
-                if other.key != want.key:
-                    for node, slots in other.in_use.items():
-                        use[node] = use.get(node, 0) + slots
-        able = [
-            node
-            for node in self.nodes.values()
-            if node.id not in taken
-            and node.id not in want.avoid
-            and self._fit.ask(want, node) is not None
-        ]
-        if len(able) < want.gang:
-            return ()
-        able.sort(key=lambda node: (use.get(node.id, 0), -node.speed, node.id))
-        return tuple(node.id for node in able[: want.gang])
 
 
 def _want(owner: bytes, one: ClassDemand, avoid: frozenset[bytes]) -> Want | None:

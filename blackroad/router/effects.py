@@ -109,6 +109,25 @@ class Note(Effect, frozen=True, gc=False):
     facts: dict[str, object]
 
 
+class NewLife(Effect, frozen=True, gc=False):
+    """End this life, raise the incarnation counter above `above`, flush it, begin another life."""
+
+    above: int
+
+
+class Shun(Effect, frozen=True, gc=False):
+    """Close the link to that node, and answer its Hello with Reject `reason`."""
+
+    node: bytes
+    reason: str
+
+
+class KeepDrain(Effect, frozen=True, gc=False):
+    """Remember beyond this life whether the node drains: somebody ordered it."""
+
+    on: bool
+
+
 class Lookup(Effect, frozen=True, gc=False):
     """Answer a query from what only the driver has (output of tasks, the journal).
 
@@ -141,7 +160,8 @@ class AttemptRow(Effect, frozen=True, gc=False):
     """Journal: an attempt of the task may exist on these nodes from now on.
 
     It replaces the task's earlier rows of this kind.  Without members it says that the attempt
-    is proven over and the task queued again; the counts hold in both cases.
+    is proven over and the task queued again; the counts hold in both cases.  `stop` is how the
+    task shall end once all members are over, where that is wished.
     """
 
     task: bytes
@@ -154,6 +174,8 @@ class AttemptRow(Effect, frozen=True, gc=False):
     losses: int
     killers: int
     failures: int = 0
+    stop: End | None = None
+    stop_reason: str = ""
 
 
 class EndRow(Effect, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import Allocation, ClassDemand, Demand, InUse, Reason, Recall
+from blackroad.ids import U16_MAX
 from blackroad.limits import (
     BACK_OFF_FACTOR,
     BACK_OFF_MS,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _CLASS_BYTES = 64
 _IN_USE_BYTES = 24
 
-Grant = Callable[["Task", "Sequence[tuple[Use, bool]]", int], None]
+Grant = Callable[["Task", "Sequence[tuple[Use, bool]]", int, int], None]
 
 
 class Granting:
@@ -230,7 +231,7 @@ class Granting:
             while cls.queued and use.live - use.ahead < slots:
                 if rate and use.mean_us and not self._worth_it(cls, use, rate, best_us):
                     break
-                if not self._next(cls, use, False, now_ms):
+                if not self._next(cls, use, slots, False, now_ms):
                     return
             if use.mean_us:
                 rate += slots / use.mean_us
@@ -241,16 +242,16 @@ class Granting:
             room = self.prefetch(use, slots) - use.ahead
             while room > 0 and cls.queued:
                 room -= 1
-                if not self._next(cls, use, True, now_ms):
+                if not self._next(cls, use, slots, True, now_ms):
                     return
 
-    def _next(self, cls: ClassState, use: Use, ahead: bool, now_ms: int) -> bool:
+    def _next(self, cls: ClassState, use: Use, slots: int, ahead: bool, now_ms: int) -> bool:
         task = cls.oldest()
         if task is None:
             return False
         cls.queue.popleft()
         cls.queued -= 1
-        self._grant(task, ((use, ahead),), now_ms)
+        self._grant(task, ((use, ahead),), now_ms, min(slots, U16_MAX))
         return True
 
     def _grant_gang(self, cls: ClassState, usable: Sequence[tuple[Use, int]], now_ms: int) -> None:
@@ -262,7 +263,7 @@ class Granting:
                 return
             cls.queue.popleft()
             cls.queued -= 1
-            self._grant(task, [(use, False) for use in free[: cls.spec.gang]], now_ms)
+            self._grant(task, [(use, False) for use in free[: cls.spec.gang]], now_ms, 0)
 
     @staticmethod
     def _worth_it(cls: ClassState, use: Use, rate: float, best_us: int) -> bool:
@@ -386,6 +387,10 @@ class Granting:
         head = cls.oldest()
         in_use = [InUse(use.node, use.in_use()) for use in cls.uses.values() if use.in_use() > 0]
         spec = cls.spec
+        queued = cls.queued
+        if spec.isolated:
+            # What took nodes down asks for one at a time, or it could take all of them.
+            queued = 0 if in_use else min(queued, 1)
         return ClassDemand(
             cls.id,
             spec.needs,
@@ -393,7 +398,7 @@ class Granting:
             spec.user,
             spec.gang,
             spec.exclusive or spec.isolated,
-            cls.queued,
+            queued,
             max(0, now_ms - head.queued_ms) if head is not None else 0,
             cls.mean_us // 1000,
             tuple(in_use[:IN_USE_NODES_MAX]),

@@ -40,6 +40,7 @@ from blackroad.limits import (
     UNDECIDED_SUBMITS_MAX,
 )
 from blackroad.requirements import explain, from_wire
+from blackroad.router import restart
 from blackroad.router.arrivals import Arrivals
 from blackroad.router.attempts import Attempts, Late, attempt_row
 from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, Outbox, TaskRow
@@ -69,6 +70,10 @@ _REASONS = {
 }
 # Of these the work is kept as long as the outcome, so that a person can try it again.
 _KEPT = (End.FAILED, End.QUARANTINED)
+NO_SPACE = (
+    "the disk under this node's state directory is full: make room there (`blackroad nodes` names "
+    "the node), or submit to another node; tasks that are not durable are still taken"
+)
 
 
 class Owner:
@@ -86,8 +91,10 @@ class Owner:
         self.inc = inc
         self.out = out
         self.started_ms = started_ms
+        # No room on disk for new durable tasks; those accepted go on.
+        self.full = False
         self.tasks: dict[bytes, Task] = {}
-        self.memory = Memory()
+        self.memory = Memory(self.let_go)
         self.classes: dict[ClassSpec, ClassState] = {}
         self.by_id: dict[int, ClassState] = {}
         self.bytes = 0
@@ -129,7 +136,7 @@ class Owner:
         if self._arrivals.repeated(client, submit):
             return
         missing = self._missing_objects(submit)
-        if missing:
+        if missing and not (self.full and submit.durable):
             self._arrivals.wait(client, submit, missing)
         else:
             self._accept(client, submit, now_ms)
@@ -150,23 +157,27 @@ class Owner:
         if submit.session not in self.sessions.sessions:
             self._reject(client, submit.tasks, "session", "the session is over")
             return
-        fresh = []
+        # One Submit may name a task twice, as a client does that repeats itself.
+        first: dict[bytes, Item] = {}
         known = []
         for item in submit.tasks:
             task = self.tasks.get(item.task)
-            if task is None:
-                fresh.append(item)
-            elif _same(task, submit, item):
+            same = first.setdefault(item.task, item) == item
+            if task is not None and _same(task, submit, item):
                 known.append(task)
-            else:
+            elif task is not None or not same:
                 text = "this id was used for different work"
                 self._reject(client, (item,), "conflict", text)
+        fresh = [item for item in first.values() if item.task not in self.tasks]
         if known:
             self._answer_known(client, submit.session, known, now_ms)
         if not fresh:
             return
-        full = len(self.tasks) + len(fresh) > OWNER_TASKS_MAX or self.bytes > OWNER_BYTES_MAX
-        if full or len(self._undecided) >= UNDECIDED_SUBMITS_MAX:
+        if self.full and submit.durable:
+            self._reject(client, fresh, "no_space", NO_SPACE)
+            return
+        room = self.sessions.room(submit.session, len(fresh)) and not self.crowded(len(fresh))
+        if not room or len(self._undecided) >= UNDECIDED_SUBMITS_MAX:
             self.out.tell(client, Busy("tasks", 1000, tuple(item.task for item in fresh)))
             return
         if not submit.wait_for_node and not self.placeable(submit.spec):
@@ -176,6 +187,10 @@ class Owner:
                 self._refuse_unplaceable(client, submit, fresh)
             return
         self._take(client, submit, fresh, now_ms)
+
+    def crowded(self, more: int) -> bool:
+        """Are the bounds reached beyond which this owner takes nothing?"""
+        return len(self.tasks) + more > OWNER_TASKS_MAX or self.bytes > OWNER_BYTES_MAX
 
     def _undecided_yet(self, now_ms: int) -> bool:
         """Might nodes that can run it still be joining?"""
@@ -190,6 +205,9 @@ class Owner:
         for task in known:
             if task.durable:
                 # Who asks again wants to be told, whoever asked first.
+                if task.ended is None:
+                    self.sessions.count(task.session, -1)
+                    self.sessions.count(session, 1)
                 task.session = session
             if task.ended is not None:
                 self.out.when_flushed(self._tell_again, (session, task.ended), now_ms)
@@ -201,14 +219,14 @@ class Owner:
         self.sessions.ended(*told, now_ms)
 
     def _take(self, client: bytes, submit: Submit, items: list[Item], now_ms: int) -> None:
-        cls = self._class(submit.spec)
+        cls = self.class_of(submit.spec)
         durable = submit.durable
         session = submit.session
         for item in items:
             task = Task(item.task, cls, session, submit.code, item.work, durable, now_ms)
             task.wait_for_node = submit.wait_for_node
             if submit.deadline_ms:
-                self._set_deadline(task, now_ms + submit.deadline_ms)
+                self.set_deadline(task, now_ms + submit.deadline_ms)
             if durable:
                 self.out.persist(
                     TaskRow(
@@ -220,9 +238,10 @@ class Owner:
                         submit.deadline_ms,
                     )
                 )
-            self._enter(task)
+            self.enter(task)
             cls.queue.append(task)
         cls.queued += len(items)
+        self.sessions.count(session, len(items))
         self.granting.dirty(cls)
         if not durable:
             self.sessions.attach(session, items)
@@ -233,7 +252,7 @@ class Owner:
         else:
             self._tell_accepted((client, ids), now_ms)
 
-    def _enter(self, task: Task) -> None:
+    def enter(self, task: Task) -> None:
         """Put a new task into the books."""
         self.tasks[task.id] = task
         work = task.work
@@ -245,7 +264,7 @@ class Owner:
             self.pins.pin(task.code.digest)
         task.cls.tasks += 1
 
-    def _class(self, spec: ClassSpec) -> ClassState:
+    def class_of(self, spec: ClassSpec) -> ClassState:
         cls = self.classes.get(spec)
         if cls is None:
             self._class_serial += 1
@@ -255,7 +274,7 @@ class Owner:
             self.granting.demand_changed(urgent=True)
         return cls
 
-    def _set_deadline(self, task: Task, deadline_ms: int) -> None:
+    def set_deadline(self, task: Task, deadline_ms: int) -> None:
         task.deadline_ms = deadline_ms
         heapq.heappush(self._deadlines, (deadline_ms, task.id))
 
@@ -295,13 +314,19 @@ class Owner:
             self.runs.on_collected(late, now_ms)
         self.pins.unpin(digest)
 
-    def on_fetch_failed(self, digest: bytes, text: str, now_ms: int, gone: bool = True) -> None:
-        """An object cannot be had: refuse the submit, or count the attempt as lost."""
+    def on_fetch_failed(
+        self, digest: bytes, text: str, now_ms: int, gone: bool = True, *, here: bool = False
+    ) -> None:
+        """An object cannot be had: refuse the submit, or count the attempt as lost.
+
+        Where this node has no room for it (`here`), the attempt is not lost for that.
+        """
+        reason = "no_space" if here else "no_object"
         for arrival in self._arrivals.failed(digest):
-            self._reject(arrival.client, arrival.submit.tasks, "no_object", text[:512])
+            self._reject(arrival.client, arrival.submit.tasks, reason, text[:512])
             self._arrivals.over(arrival)
         for late in self._results.over(digest):
-            self.runs.on_uncollected(late, gone, now_ms)
+            self.runs.on_uncollected(late, gone, now_ms, here=here)
 
     def on_allocation(self, node: bytes, allocation: Allocation, inc: int) -> bool:
         """Take a coordinator's table; return whether it answers a Demand of mine."""
@@ -355,7 +380,7 @@ class Owner:
             if queued and task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
                 task.cls.queue.remove(task)
                 task.cls.queued -= 1
-                self._isolate(task)
+                self.isolate(task)
                 task.cls.queue.append(task)
                 task.cls.queued += 1
                 self.granting.dirty(task.cls)
@@ -403,7 +428,7 @@ class Owner:
 
     def _requeue(self, task: Task, attempt: Attempt, now_ms: int) -> None:
         if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
-            self._isolate(task)
+            self.isolate(task)
         if task.durable:
             self.out.persist(attempt_row(task, attempt))
         self._queue_again(task, now_ms)
@@ -421,7 +446,7 @@ class Owner:
     def again(self, task: Task, now_ms: int) -> None:
         """A pure task's node is silent: another attempt may run beside that one."""
         if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
-            self._isolate(task)
+            self.isolate(task)
         self._queue_again(task, now_ms)
 
     def room(self, cls: ClassState) -> None:
@@ -432,10 +457,10 @@ class Owner:
         """That worker would not take this class now."""
         self.granting.back_off(use, reason, now_ms)
 
-    def _isolate(self, task: Task) -> None:
+    def isolate(self, task: Task) -> None:
         """Two nodes went down under it: from now on it runs alone."""
         task.cls.tasks -= 1
-        task.cls = self._class(replace(task.cls.spec, exclusive=True, isolated=True))
+        task.cls = self.class_of(replace(task.cls.spec, exclusive=True, isolated=True))
         task.cls.tasks += 1
         self.out.note("task.isolated", task=task.id)
 
@@ -458,6 +483,7 @@ class Owner:
             cls.queued -= 1
         task.state = TaskState.ENDED
         task.stop = None
+        self.sessions.count(task.session, -1)
         cls.tasks -= 1
         cls.active_ms = now_ms
         ended = Ended(task.id, end, reason, result, facts, node, task.tries)
@@ -467,8 +493,7 @@ class Owner:
         if isinstance(result, Ref):
             self.pins.pin(result.digest)
         self._count(_ENDED[end])
-        if end not in _KEPT:
-            self._let_go(task)
+        self.ease(task)
         if task.durable:
             self.memory.retain(task.id, now_ms)
             self.out.persist(EndRow(task.id, end, reason, result, facts, node, task.tries))
@@ -476,8 +501,19 @@ class Owner:
         else:
             self._tell(task, now_ms)
 
-    def _let_go(self, task: Task) -> None:
+    def ease(self, task: Task) -> None:
+        """The work of an ended task is only kept where somebody may want to try it again."""
+        if task.ended is None or task.ended.end is End.DONE:
+            self.let_go(task)
+        elif task.ended.end not in _KEPT:
+            self.memory.spare(task)
+
+    def let_go(self, task: Task) -> None:
         """The work of this task is not needed any more."""
+        if not task.kept:
+            return
+        task.kept = False
+        self.memory.spent(task)
         work = task.work
         if isinstance(work, Ref):
             self.pins.unpin(work.digest)
@@ -485,6 +521,8 @@ class Owner:
             self.bytes -= len(work)
             if task.durable:
                 task.content = blake2b(work, digest_size=32).digest()
+            if task.durable or task.id not in self.tasks:
+                # Who repeats an attached Submit is answered by comparing the work itself.
                 task.work = b""
         if task.code is not None:
             self.pins.unpin(task.code.digest)
@@ -514,8 +552,10 @@ class Owner:
             return
         if isinstance(ended.result, Ref):
             self.pins.unpin(ended.result.digest)
-        if ended.end in _KEPT:
-            self._let_go(task)
+        if task.durable or ended.end is End.DONE:
+            self.let_go(task)
+        else:
+            self.memory.spare(task)
         self.memory.seen(task)
 
     def forget_durable(self, id_: bytes) -> None:
@@ -545,6 +585,9 @@ class Owner:
             task.state = TaskState.GRANTED
             task.cls.queued -= 1
         task.stop = (end, reason)
+        if task.durable:
+            # A wish that was told as taken must outlive this life.
+            self.out.persist(attempt_row(task, task.attempts[-1]))
         for attempt in task.attempts:
             self.runs.stop(attempt, now_ms)
 
@@ -616,58 +659,8 @@ class Owner:
         ends: Sequence[EndRow],
         now_ms: int,
     ) -> None:
-        """Take over what an earlier life of this owner left in the journal.
-
-        Of several attempt rows of a task the last one counts; an attempt that may live gets a
-        fresh full bound from now, and nothing is issued early.
-        """
-        for row in rows:
-            cls = self._class(row.spec)
-            task = Task(row.task, cls, b"", row.code, row.work, True, now_ms)
-            task.wait_for_node = row.wait_for_node
-            if row.deadline_ms:
-                self._set_deadline(task, now_ms + row.deadline_ms)
-            self._enter(task)
-        for end in ends:
-            self._restore_end(end)
-            self.memory.retain(end.task, now_ms)
-        adopted = []
-        last = {row.task: row for row in attempts}
-        for task in self.tasks.values():
-            if task.state is TaskState.ENDED:
-                continue
-            found = last.get(task.id)
-            if found is not None:
-                self._restore_counts(task, found)
-                if found.members:
-                    adopted.append(self.runs.adopt(task, found, now_ms))
-                    continue
-            task.cls.queue.append(task)
-            task.cls.queued += 1
-            self.granting.dirty(task.cls)
-        for attempt in adopted:
-            self.runs.settle_adopted(attempt, now_ms)
-
-    def _restore_counts(self, task: Task, row: AttemptRow) -> None:
-        task.tries, task.crashes, task.failures = row.tries, row.crashes, row.failures
-        task.losses, task.killers = row.losses, row.killers
-        if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
-            self._isolate(task)
-
-    def _restore_end(self, end: EndRow) -> None:
-        task = self.tasks.get(end.task)
-        if task is None:
-            return
-        task.cls.tasks -= 1
-        task.state = TaskState.ENDED
-        task.tries = end.attempts
-        task.ended = Ended(
-            end.task, end.end, end.reason, end.result, end.facts, end.node, end.attempts
-        )
-        if isinstance(end.result, Ref):
-            self.pins.pin(end.result.digest)
-        if end.end not in _KEPT:
-            self._let_go(task)
+        """Take over what an earlier life of this owner left in the journal."""
+        restart.restore(self, rows, attempts, ends, now_ms)
 
     # --- checks -----------------------------------------------------------------------------------
 

@@ -185,22 +185,28 @@ class _Growth:
                 self._count(want, node_id, want.in_use[node_id])
 
     def fill(self, ideal: Table) -> None:
-        """Level by level: first towards the ideal shares, then wherever there is room."""
+        """First who waits too long; then level by level, towards the ideal shares and beyond."""
+        in_order = _in_order(self._wants)
+        for want in sorted(in_order, key=_raised, reverse=True):
+            share = ideal.get(want.key)
+            if share and _raised(want) > want.priority and not want.in_use:
+                self._towards(want, {next(iter(share)): 1}, _raised(want))
         levels: dict[int, list[Want]] = {}
-        for want in _in_order(self._wants):
-            levels.setdefault(_level(want), []).append(want)
+        for want in in_order:
+            levels.setdefault(want.priority, []).append(want)
         for level in sorted(levels, reverse=True):
             for want in levels[level]:
-                self._towards(want, ideal.get(want.key, {}))
+                self._towards(want, ideal.get(want.key, {}), level)
             self._beyond([want for want in levels[level] if self._left[want.key]])
 
-    def _towards(self, want: Want, share: Mapping[bytes, int]) -> None:
+    def _towards(self, want: Want, share: Mapping[bytes, int], level: int) -> None:
         """Grow into the ideal share, as far as others leave room and tasks are queued."""
-        rows: dict[bytes, int] = {}
+        rows = self.table.setdefault(want.key, {})
         missing = []
-        left = want.queued
+        left = self._left[want.key]
         for node_id, slots in share.items():
-            kept = granted = min(slots, want.in_use.get(node_id, 0))
+            have = max(rows.get(node_id, 0), want.in_use.get(node_id, 0))
+            kept = granted = min(slots, have)
             ask = self._fit.ask(want, self._nodes[node_id])
             ledger = self._free[node_id]
             while granted < slots and left and ask is not None and ledger.take(ask) is not None:
@@ -212,10 +218,8 @@ class _Growth:
                 rows[node_id] = min(granted, SLOTS_MAX)
                 self._count(want, node_id, granted - kept)
         for node_id in missing if left else ():
-            level = _level(want)
             self._closed[node_id] = max(level, self._closed.get(node_id, level))
         self._left[want.key] = left
-        self.table[want.key] = rows
 
     def _beyond(self, wants: Sequence[Want]) -> None:
         """Deal what is free and in nobody's way to those who still have tasks queued."""
@@ -234,7 +238,7 @@ class _Growth:
 
     def _take(self, want: Want) -> Node | None:
         """Take one more slot on the fastest node that has one."""
-        level = _level(want)
+        level = want.priority
         for node in self._order:
             if self._closed.get(node.id, level - 1) >= level:
                 continue
@@ -270,16 +274,17 @@ class _Growth:
         return slots < SLOTS_MAX
 
 
-def _level(want: Want) -> int:
-    return effective_priority(want.priority, want.oldest_wait_ms)
+def _raised(want: Want) -> int:
+    """Priority of one slot of the class: the one that its oldest task waits for."""
+    return effective_priority(want.priority, want.oldest_wait_ms if want.queued else 0)
 
 
 def _in_order(wants: Iterable[Want]) -> list[Want]:
-    """Highest effective priority first; then those that wait, then the oldest."""
+    """Highest priority first; then those that wait, then the oldest."""
     return sorted(
         wants,
         key=lambda want: (
-            -_level(want),
+            -want.priority,
             not want.queued,
             -want.oldest_wait_ms,
             want.owner,
@@ -294,22 +299,25 @@ def _ideal(
     fit: Fit,
     weights: Mapping[str, float],
 ) -> Table:
-    """What each class would have if everything could be dealt anew this instant."""
+    """What each class would have if everything could be dealt anew this instant.
+
+    Waiting raises one slot of a class, not the class: else whoever queued most, first, would keep
+    everything from users who come later.
+    """
     ledgers = {id_: node.ledger() for id_, node in nodes.items()}
     order = sorted(nodes.values(), key=lambda node: (-node.speed, node.id))
     levels: dict[int, list[Want]] = {}
     for want in wants:
         if want.queued or want.in_use:
-            levels.setdefault(_level(want), []).append(want)
+            levels.setdefault(want.priority, []).append(want)
+            if _raised(want) > want.priority:
+                levels.setdefault(_raised(want), []).append(want)
     shares: dict[str, float] = {}
     table: Table = {}
+    cursors: dict[tuple[bytes, int], _Cursor] = {}
     for level in sorted(levels, reverse=True):
         turns = Turns(levels[level], shares, weights)
-        cursors: dict[tuple[bytes, int], _Cursor] = {}
-        while True:
-            turn = turns.next()
-            if turn is None:
-                break
+        while (turn := turns.next()) is not None:
             want = turn
             cursor = cursors.get(want.key)
             if cursor is None:
@@ -321,6 +329,8 @@ def _ideal(
             rows = table.setdefault(want.key, {})
             rows[node.id] = rows.get(node.id, 0) + 1
             turns.dealt(want, node.speed)
+            if level > want.priority:
+                turns.satisfied(want)
     return table
 
 

@@ -156,6 +156,7 @@ class Task:
         "ended",
         "failures",
         "id",
+        "kept",
         "killers",
         "last_status",
         "losses",
@@ -189,6 +190,7 @@ class Task:
         self.work = work
         # Stands for the work once an ended task has let it go.
         self.content = b""
+        self.kept = True
         self.durable = durable
         self.state = TaskState.QUEUED
         self.attempts: list[Attempt] = []
@@ -220,6 +222,7 @@ class Member:
         "recalled",
         "resends",
         "sent_ms",
+        "share",
         "state",
         "stopping",
         "use",
@@ -236,6 +239,8 @@ class Member:
         self.sent_ms = 0
         self.resends = 0
         self.ahead = False
+        # How many of its class may run there at once, by the table it was granted under.
+        self.share = 0
         # The table under which it was recalled as surplus.
         self.recalled = 0
         self.stopping = False

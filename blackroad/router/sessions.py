@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from blackroad.bus.messages import Accepted, Busy, Ended, Opened, Reject
 from blackroad.limits import (
     ENDED_RESEND_MS,
+    ENDED_RESEND_MS_MAX,
     PROTOCOL_VERSION_MAX,
     PROTOCOL_VERSION_MIN,
     SESSION_LEASE_MS,
@@ -30,7 +31,17 @@ FOREVER_MS = 2**62
 class Session:
     """One client's session; it survives a lost connection until its lease is over."""
 
-    __slots__ = ("attached", "client", "id", "lease_ms", "unseen", "until_ms", "user")
+    __slots__ = (
+        "attached",
+        "client",
+        "id",
+        "lease_ms",
+        "live",
+        "repeat_ms",
+        "unseen",
+        "until_ms",
+        "user",
+    )
 
     def __init__(self, id_: bytes, client: bytes, lease_ms: int, user: str, now_ms: int) -> None:
         self.id = id_
@@ -38,8 +49,13 @@ class Session:
         self.lease_ms = lease_ms
         self.until_ms = now_ms + lease_ms
         self.user = user
+        # Tasks of its, attached or durable, that have not ended.
+        self.live = 0
         self.attached: dict[bytes, None] = {}
+        # Outcomes with the time they were last sent, in that order, and how soon they are again:
+        # a client that is stopped for an hour must not find an hour of repetitions.
         self.unseen: dict[bytes, tuple[Ended, int]] = {}
+        self.repeat_ms = ENDED_RESEND_MS
 
 
 class Sessions:
@@ -100,6 +116,17 @@ class Sessions:
         for item in items:
             attached[item.task] = None
 
+    def count(self, id_: bytes, change: int) -> None:
+        """So many tasks of that session more (or less) have not ended."""
+        session = self.sessions.get(id_)
+        if session is not None:
+            # A session that was opened again may see the end of what an earlier one began.
+            session.live = max(0, session.live + change)
+
+    def room(self, id_: bytes, more: int) -> bool:
+        """Does its credit allow so many tasks more?"""
+        return self.sessions[id_].live + more <= SESSION_TASKS_MAX
+
     def accepted(self, client: bytes, tasks: tuple[bytes, ...]) -> None:
         """Tell a client that these tasks are the owner's now."""
         self._out.tell(client, Accepted(tasks))
@@ -110,7 +137,7 @@ class Sessions:
         if session is None:
             return False
         session.unseen.pop(ended.task, None)
-        session.unseen[ended.task] = (ended, now_ms + ENDED_RESEND_MS)
+        session.unseen[ended.task] = (ended, now_ms)
         self._out.tell(session.client, ended)
         return True
 
@@ -120,6 +147,7 @@ class Sessions:
         if session is not None:
             session.unseen.pop(task, None)
             session.attached.pop(task, None)
+            session.repeat_ms = ENDED_RESEND_MS
 
     def of_client(self, client: bytes) -> Session | None:
         """The session that this connection speaks for."""
@@ -146,17 +174,22 @@ class Sessions:
             if now_ms >= session.until_ms:
                 over.append(session.id)
                 continue
-            due = []
-            for ended, due_ms in session.unseen.values():
-                if due_ms > now_ms:
-                    # Entries are in the order of their last sending; later ones are not due.
-                    break
-                due.append(ended)
-            for ended in due:
-                del session.unseen[ended.task]
-                session.unseen[ended.task] = (ended, now_ms + ENDED_RESEND_MS)
-                self._out.tell(session.client, ended)
+            self._repeat(session, now_ms)
         return over
+
+    def _repeat(self, session: Session, now_ms: int) -> None:
+        due = []
+        for ended, sent_ms in session.unseen.values():
+            if now_ms - sent_ms < session.repeat_ms:
+                break
+            due.append(ended)
+        if not due:
+            return
+        for ended in due:
+            del session.unseen[ended.task]
+            session.unseen[ended.task] = (ended, now_ms)
+            self._out.tell(session.client, ended)
+        session.repeat_ms = min(2 * session.repeat_ms, ENDED_RESEND_MS_MAX)
 
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to do."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from blackroad.bus.messages import Outcome, Ref
+from msgspec.structs import replace
+
+from blackroad.bus.messages import Facts, Outcome, Ref, Status
 from blackroad.limits import (
     OUTCOME_RESEND_MS,
     OUTCOME_RESEND_MS_MAX,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from blackroad.router.objects import Pins
 
 FOREVER_MS = 2**62
+_DROPPED = "its result was dropped: nobody fetched it, and the room for results was used up"
 
 
 class Spooled:
@@ -70,15 +73,38 @@ class Spool:
         self.bytes += spooled.bytes
         if isinstance(spooled.outcome.result, Ref):
             self._pins.pin(spooled.outcome.result.digest)
-        while self.bytes > SPOOL_BYTES_MAX and len(self.owed) > 1:
-            self._give_up(next(iter(self.owed.values())), now_ms)
+        while self.bytes > SPOOL_BYTES_MAX:
+            heavy = (one for one in self.owed.values() if one.bytes and one is not spooled)
+            oldest = next(heavy, None)
+            if oldest is None:
+                return
+            self._lighten(oldest)
+
+    def _lighten(self, spooled: Spooled) -> None:
+        """Drop a result for want of room; how its attempt ended is still owed.
+
+        Whoever forgot that too would refuse the token as one that never started.
+        """
+        self.dropped += 1
+        outcome = spooled.outcome
+        if isinstance(outcome.result, Ref):
+            self._pins.unpin(outcome.result.digest)
+        status = Status.LAPSED if outcome.status is Status.DONE else outcome.status
+        facts = Facts(outcome.facts.run_us, text=_DROPPED)
+        spooled.outcome = replace(outcome, status=status, result=b"", facts=facts)
+        self.bytes -= spooled.bytes
+        spooled.bytes = 0
+        if spooled.durable:
+            self._out.persist(SpoolRow(spooled.key[0], spooled.outcome))
 
     def again(self, key: Key, now_ms: int) -> bool:
         """Tell it again, where that attempt has ended and is not acknowledged."""
         spooled = self.owed.get(key)
         if spooled is None:
             return False
-        self._report(spooled, now_ms)
+        if spooled.resend_ms != FOREVER_MS:
+            # Else it is being written, and told when that is done.
+            self._report(spooled, now_ms)
         return True
 
     def _report(self, spooled: Spooled, now_ms: int) -> None:

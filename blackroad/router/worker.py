@@ -7,8 +7,6 @@ nor how a process is started or killed.
 
 from __future__ import annotations
 
-from collections import deque
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import (
@@ -33,7 +31,6 @@ from blackroad.limits import (
     FORGET_STEP,
     KILL_GUARD_MS,
     LEASE_MS,
-    RENEW_LISTS_KEPT,
     RENEW_MS,
     RENEW_TOKENS_MAX,
     TOMBSTONE_LEASES,
@@ -45,6 +42,7 @@ from blackroad.requirements import Ledger, fits, from_wire
 from blackroad.router.effects import Extend, Kill, Outbox, Start
 from blackroad.router.objects import Pins, Pulls
 from blackroad.router.spool import Spool
+from blackroad.router.works import Correspondent, Crowd, State, Tombstone, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from blackroad.bus.messages import Payload
     from blackroad.capabilities import Capabilities
     from blackroad.ids import Token
-    from blackroad.requirements import Ask, Lease
+    from blackroad.requirements import Ask
     from blackroad.router.effects import Key, SpoolRow
 
 FOREVER_MS = 2**62
@@ -62,77 +60,18 @@ _EXCLUSIVE = int(GrantFlag.EXCLUSIVE)
 _DURABLE = int(GrantFlag.DURABLE)
 
 
-class State(IntEnum):
-    """An attempt's state on its worker."""
-
-    WAITING = 0
-    HELD = 1
-    RUNNING = 2
-    ENDING = 3
-
-
 _LISTED = {
     State.WAITING: AttemptState.WAITING,
     State.HELD: AttemptState.HELD,
     State.RUNNING: AttemptState.RUNNING,
     State.ENDING: AttemptState.RUNNING,
 }
-_WHY_STATUS = {"stop": Status.STOPPED, "lapsed": Status.LAPSED, "timeout": Status.TIMEOUT}
-
-
-class Work:
-    """One attempt that this worker has accepted and that has not ended."""
-
-    __slots__ = (
-        "ask",
-        "begun",
-        "bytes",
-        "deadline_ms",
-        "grant",
-        "key",
-        "lease",
-        "missing",
-        "started_ms",
-        "state",
-        "why",
-    )
-
-    def __init__(self, key: Key, grant: Grant, ask: Ask, deadline_ms: int) -> None:
-        self.key = key
-        self.grant = grant
-        self.ask = ask
-        self.deadline_ms = deadline_ms
-        self.state = State.WAITING
-        self.lease: Lease | None = None
-        self.bytes = len(grant.work) if isinstance(grant.work, bytes) else 0
-        self.missing: set[bytes] = set()
-        # A running attempt begins when its last input is here: from then on there is a process.
-        self.begun = False
-        self.started_ms = 0
-        self.why = ""
-
-
-class Tombstone:
-    """A token that must never start here (again), and what to say when it is asked for."""
-
-    __slots__ = ("reason", "touched_ms")
-
-    def __init__(self, reason: Reason, touched_ms: int) -> None:
-        self.reason = reason
-        self.touched_ms = touched_ms
-
-
-class Correspondent:
-    """What the worker keeps for one owner: its live attempts, and the last Renew lists."""
-
-    __slots__ = ("due_ms", "lists", "live", "rest")
-
-    def __init__(self) -> None:
-        self.live: dict[Key, Work] = {}
-        self.due_ms = FOREVER_MS
-        # What did not fit the last Renew, for the next one.
-        self.rest: list[Key] = []
-        self.lists: deque[tuple[int, frozenset[Token]]] = deque(maxlen=RENEW_LISTS_KEPT)
+_WHY_STATUS = {
+    "stop": Status.STOPPED,
+    "leave": Status.STOPPED,
+    "lapsed": Status.LAPSED,
+    "timeout": Status.TIMEOUT,
+}
 
 
 class Worker:
@@ -146,12 +85,15 @@ class Worker:
         self.caps = caps
         self.slots = slots
         self.draining = False
+        # No room on disk: what must be flushed or fetched cannot be promised.
+        self.full = False
         self.works: dict[Key, Work] = {}
         self.waiting: dict[Key, Work] = {}
         self.tombstones: dict[Key, Tombstone] = {}
         # Of each owner: no unknown token up to this one ever starts.
         self.floors: dict[bytes, Token] = {}
         self.owners: dict[bytes, Correspondent] = {}
+        self._crowds: dict[tuple[bytes, int], Crowd] = {}
         self.running = 0
         self.held = 0
         self.done = 0
@@ -198,8 +140,17 @@ class Worker:
             self._bury(key, reason, now_ms)
             self._refuse(key, reason, now_ms)
             return
-        work = Work(key, grant, ask, grant.echo_ms + grant.lease_ms - KILL_GUARD_MS)
+        deadline_ms = grant.echo_ms + grant.lease_ms - KILL_GUARD_MS
+        work = Work(key, grant, ask, deadline_ms, self._crowd(owner, grant))
         self._admit(work, now_ms)
+
+    def _crowd(self, owner: bytes, grant: Grant) -> Crowd:
+        """The newest Grant of a class says how many of it may run."""
+        crowd = self._crowds.get((owner, grant.cls))
+        if crowd is None:
+            crowd = Crowd()
+        crowd.share = grant.share
+        return crowd
 
     def _buried(self, key: Key, now_ms: int) -> bool:
         """Must this token never start?  Then say so again, and remember it longer."""
@@ -220,6 +171,8 @@ class Worker:
             return None, Reason.LATE
         if self.draining:
             return None, Reason.DRAINING
+        if self.full and self._needs_space(grant):
+            return None, Reason.NO_SPACE
         try:
             requirement = from_wire(grant.spec.needs)
         except RemoteProtocolError:
@@ -228,6 +181,12 @@ class Worker:
         if index < 0:
             return None, Reason.NEEDS
         return requirement.alternatives[index], Reason.FULL
+
+    def _needs_space(self, grant: Grant) -> bool:
+        """Must its outcome be flushed, or something be fetched for it?"""
+        parts = (grant.code, grant.work)
+        lacks = any(isinstance(part, Ref) and part.digest not in self.known for part in parts)
+        return lacks or bool(grant.flags & _DURABLE)
 
     def _admit(self, work: Work, now_ms: int) -> None:
         """Put a sound grant where it belongs, or refuse it for want of room."""
@@ -238,9 +197,10 @@ class Worker:
                 self._ask_for_objects(work)
                 self._renew_now(work.key[0], now_ms)
                 return
-        elif not self.waiting and self._reserve(work):
+        elif not self.waiting and not work.crowd.full() and self._reserve(work):
             self._keep(work, State.RUNNING)
             self.running += 1
+            work.crowd.running += 1
             self._ask_for_objects(work)
             self._begin(work, now_ms)
             return
@@ -264,6 +224,7 @@ class Worker:
         if grant.flags & _GO and grant.inc == self.inc and now_ms < work.deadline_ms:
             self.held -= 1
             self.running += 1
+            work.crowd.running += 1
             work.state = State.RUNNING
             self._begin(work, now_ms)
         else:
@@ -278,6 +239,10 @@ class Worker:
             owner = self.owners[node] = Correspondent()
         owner.live[work.key] = work
         grant = work.grant
+        crowd = work.crowd
+        if not crowd.live:
+            self._crowds[node, grant.cls] = crowd
+        crowd.live += 1
         due_ms = grant.echo_ms + min(RENEW_MS, grant.lease_ms // 4)
         if due_ms < owner.due_ms:
             owner.due_ms = due_ms
@@ -330,12 +295,15 @@ class Worker:
             return
         started = []
         for key, work in self.waiting.items():
-            if now_ms >= work.deadline_ms:
+            if self.ledger.exhausted:
+                break
+            if now_ms >= work.deadline_ms or work.crowd.full():
                 continue
             if self._reserve(work):
                 started.append(key)
                 work.state = State.RUNNING
                 self.running += 1
+                work.crowd.running += 1
                 self._begin(work, now_ms)
             elif work.ask.cpu_units <= 10_000 and not work.ask.gpu and not work.ask.memory_bytes:
                 break
@@ -346,6 +314,10 @@ class Worker:
         """Give back what the attempt held; it is no longer live."""
         key = work.key
         del self.works[key]
+        crowd = work.crowd
+        crowd.live -= 1
+        if not crowd.live:
+            del self._crowds[key[0], work.grant.cls]
         if work.lease is not None:
             self.ledger.give(work.lease)
             work.lease = None
@@ -369,6 +341,7 @@ class Worker:
         if work.state is State.ENDING and status is not Status.DONE:
             status = _WHY_STATUS.get(work.why, status)
         self.running -= 1
+        work.crowd.running -= 1
         self.done += 1
         self._end(work, Outcome(key[1], work.grant.task, self.inc, status, result, facts), now_ms)
         self._start_waiting(now_ms)
@@ -404,6 +377,7 @@ class Worker:
             self.held -= 1
         else:
             self.running -= 1
+            work.crowd.running -= 1
 
     def _end(self, work: Work, outcome: Outcome, now_ms: int) -> None:
         """An attempt ended: its outcome is owed."""
@@ -475,6 +449,11 @@ class Worker:
         if on:
             for work in [w for w in self.works.values() if w.state in (State.WAITING, State.HELD)]:
                 self._drop(work, Reason.DRAINING, now_ms)
+
+    def leave(self, now_ms: int) -> None:
+        """End what runs, nobody having asked for it but this node's own keeper: R-life-8."""
+        for work in list(self.works.values()):
+            self._kill(work, "leave", now_ms)
 
     # --- objects ----------------------------------------------------------------------------------
 
@@ -645,6 +624,8 @@ class Worker:
         invariant(states.count(State.HELD) == self.held, "held count differs")
         busy = states.count(State.RUNNING) + states.count(State.ENDING)
         invariant(busy == self.running, "running count differs")
+        crowds = self._crowds.values()
+        invariant(sum(crowd.running for crowd in crowds) == busy, "running by class differs")
         invariant(len(self.tombstones) <= TOMBSTONES_MAX, "too many tombstones")
         invariant(
             sum(len(owner.live) for owner in self.owners.values()) == len(works),

@@ -50,13 +50,17 @@ class Finished(Struct, frozen=True):
 
 
 class Crashed(Struct, frozen=True):
-    """The process died under the task; `lost` where that was not the task's own doing."""
+    """The process died under the task; `lost` where that was not the task's own doing.
+
+    `started` is off only where there certainly was no process.
+    """
 
     key: Hashable
     signal: int | None
     exit_status: int | None
     text: str
     lost: bool = False
+    started: bool = True
 
 
 class Gone(Struct, frozen=True):

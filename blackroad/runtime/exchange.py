@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
+from blackroad.bus.puller import Puller
 from blackroad.bus.sockets import Bus, Poller, Socket, connect, drain, send
-from blackroad.errors import BlackroadError, RemoteProtocolError
+from blackroad.errors import BlackroadError, DamagedObject, RemoteProtocolError
+from blackroad.ids import short
 from blackroad.limits import CHUNK_BYTES
 from blackroad.runtime.objects import ObjectStore, ObjectWriter
-from blackroad.runtime.puller import Puller
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Ref
@@ -65,7 +66,7 @@ class Exchange:
         bulk_endpoint: Callable[[bytes], str],
         tell: Callable[[bytes, m.Message], None],
         arrived: Callable[[bytes], None],
-        failed: Callable[[bytes, str, bool], None],
+        failed: Callable[[bytes, str, bool, bool], None],
     ) -> None:
         self._store = store
         self._bus = bus
@@ -95,12 +96,12 @@ class Exchange:
         try:
             writer = self._store.writer(ref.digest, ref.size)
         except BlackroadError as error:
-            self._failed(ref.digest, error.message, True)
+            self._failed(ref.digest, error.message, True, ref.size <= self._store.limit_bytes)
             return
         pull = _Pull(ref, holder, client, Puller(ref.digest, ref.size), writer)
         self._pulls[ref.digest] = pull
         if pull.puller.complete:
-            self._finish(pull)
+            self._finish(pull, now_ms)
         else:
             self._ask(pull, now_ms)
 
@@ -145,23 +146,39 @@ class Exchange:
         except RemoteProtocolError:
             self._count("breach.bulk")
         except BlackroadError as error:
-            self._end(pull, error.message)
+            self._end(pull, error.message, here=True)
         else:
             if complete:
-                self._finish(pull)
+                self._finish(pull, now_ms)
                 self._start_waiting(now_ms)
             else:
                 self._ask(pull, now_ms)
 
-    def _finish(self, pull: _Pull) -> None:
+    def _finish(self, pull: _Pull, now_ms: int) -> None:
         """All bytes are here: if they are the right ones, so is the object."""
-        del self._pulls[pull.ref.digest]
         try:
             pull.writer.finish()
+        except DamagedObject as error:
+            self._start_over(pull, error.message, now_ms)
         except BlackroadError as error:
-            self._end(pull, error.message)
+            self._end(pull, error.message, here=True)
         else:
+            del self._pulls[pull.ref.digest]
             self._arrived(pull.ref.digest)
+
+    def _start_over(self, pull: _Pull, text: str, now_ms: int) -> None:
+        """The bytes are wrong: fetch them all once more, then blame the holder."""
+        if pull.ref.size and pull.puller.start_over(now_ms):
+            try:
+                pull.writer = self._store.writer(pull.ref.digest, pull.ref.size)
+            except BlackroadError as error:
+                self._end(pull, error.message, here=True)
+                return
+            self._count("object.again")
+            self._ask(pull, now_ms)
+            return
+        self._count(f"object.damaged.{'client' if pull.client else short(pull.holder)}")
+        self._end(pull, text)
 
     def _start_waiting(self, now_ms: int) -> None:
         """Pull what has waited longest, as far as there is room."""
@@ -175,10 +192,10 @@ class Exchange:
         if pull is not None:
             self._end(pull, "its holder no longer has the object")
 
-    def _end(self, pull: _Pull, text: str, *, gone: bool = True) -> None:
+    def _end(self, pull: _Pull, text: str, *, gone: bool = True, here: bool = False) -> None:
         self._pulls.pop(pull.ref.digest, None)
         pull.writer.abandon()
-        self._failed(pull.ref.digest, text, gone)
+        self._failed(pull.ref.digest, text, gone, here)
 
     # --- serving ----------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ class ForkServer:
         try:
             pid = os.fork()
         except OSError as error:
-            self._send(wire.Ended(spawn.process, -1, text=f"cannot fork: {error.strerror}"))
+            text = f"cannot fork: {error.strerror}"
+            self._send(wire.Ended(spawn.process, wire.NOT_FORKED, text=text))
             pid = -1
         if pid == 0:
             self._become_task_process(spawn, fds, group)

@@ -326,6 +326,7 @@ class Pool:
         if run.code_digest and not again and run.code_digest in known:
             code, code_path = b"", ""
         process.serial += 1
+        deadline_ms = self._deadlines[process.slot] if again else run.deadline_ms
         packet = wire.encode(
             (
                 process.serial,
@@ -338,8 +339,12 @@ class Pool:
                 run.code_digest,
                 code,
                 code_path,
+                deadline_ms,
             )
         )
+        # First the deadline, then the task: whatever stops this daemon in between, nothing runs
+        # that the fork server does not watch.
+        self._deadlines[process.slot] = deadline_ms
         try:
             process.socket.send(packet)
         except OSError:
@@ -349,7 +354,6 @@ class Pool:
             known.move_to_end(run.code_digest)
             if len(known) > wire.FUNCTIONS_KEPT:
                 known.popitem(last=False)
-        self._deadlines[process.slot] = run.deadline_ms
         process.key = key
         process.run = run
         self._running[key] = process
@@ -381,14 +385,13 @@ class Pool:
         if flags & wire.CODE_MISSING:
             if process.doomed:
                 return []
-            deadline_ms = self._deadlines[process.slot]
             if not (run.code or run.code_path):
                 return self._misbehaved(process, "the function of this task was not sent along")
-            if self._send(process, process.key, run, again=True):
-                self._deadlines[process.slot] = deadline_ms
-            else:
+            if not self._send(process, process.key, run, again=True):
                 self._doom(process)
             return []
+        if flags & wire.LAPSED:
+            return [] if process.doomed else [self._freed(process, Gone(process.key, "deadline"))]
         path = self._incoming_path(process) if flags & wire.IN_FILE else ""
         facts = done.facts
         if len(facts) > _FACTS_FEW and len(wire.encode(facts)) > EXIT_FACTS_BYTES_MAX:
@@ -402,18 +405,19 @@ class Pool:
             self._doom(process)
             return []
         events: list[PoolEvent] = self._drain(process) if flags & wire.OUTPUT_WAITS else []
-        events.append(finished)
-        del self._running[process.key]
-        self._deadlines[process.slot] = 0
-        self._to_idle(process)
+        events.append(self._freed(process, finished))
         if flags & wire.RETIRE:
             self._doom(process)
         return events
 
-    def _to_idle(self, process: _Process) -> None:
+    def _freed(self, process: _Process, end: PoolEvent) -> PoolEvent:
+        """The task ended by itself: its process is there for the next one."""
+        del self._running[process.key]
+        self._deadlines[process.slot] = 0
         process.key = process.run = None
         process.idle_since_ms = self._now_ms
         self._idle.setdefault(process.environment, []).append(process)
+        return end
 
     def _misbehaved(
         self, process: _Process, fault: str = "the task wrote to a descriptor that is not its own"
@@ -474,7 +478,8 @@ class Pool:
             # The deadline was that of the task before, which ended in the same moment.
             return Crashed(process.key, signal.SIGKILL, None, "killed by mistake", lost=True)
         if ended.status < 0:
-            return Crashed(process.key, None, None, ended.text, lost=True)
+            started = ended.status != wire.NOT_FORKED
+            return Crashed(process.key, None, None, ended.text, lost=True, started=started)
         return crash(process.key, ended.status)
 
     def _drain(self, process: _Process) -> list[PoolEvent]:
@@ -640,7 +645,7 @@ class Pool:
         lost, self._lost = self._lost, []
         for process in lost:
             text = "the fork server died, and the task process with it"
-            events += self._ended(process, wire.Ended(process.number, -1, text=text))
+            events += self._ended(process, wire.Ended(process.number, wire.UNKNOWN, text=text))
         return events
 
     # --- events that no descriptor announces ------------------------------------------------------

@@ -136,7 +136,11 @@ class _TaskProcess:
         receive, send = self._channel.recv_into, self._channel.send
         while size := receive(buffer):
             start = wire.decode_start(view[:size])
-            send(wire.encode(self._run(start)))
+            # A daemon that stood still in between may send what was decided long ago.
+            if 0 < start.deadline_ms <= processes.boot_ms():
+                send(wire.encode(wire.Done(start.serial, wire.FAILED, wire.LAPSED, b"")))
+            else:
+                send(wire.encode(self._run(start)))
 
     def _run(self, start: wire.Start) -> wire.Done:
         facts: Facts = {}

@@ -76,11 +76,15 @@ class Born(Struct, frozen=True, array_like=True, tag=13):
     pid: int
 
 
+NOT_FORKED: Final = -1
+UNKNOWN: Final = -2
+
+
 class Ended(Struct, frozen=True, array_like=True, tag=14):
     """A task process and all it started are gone.
 
-    `status` is the wait status, -1 where it could not be forked; `deadline_ms` is not zero where
-    the fork server killed it by itself.
+    `status` is the wait status, or NOT_FORKED, or UNKNOWN where nobody waited for it;
+    `deadline_ms` is not zero where the fork server killed it by itself.
     """
 
     process: int
@@ -96,7 +100,7 @@ Report = Ready | Swept | Born | Ended
 
 
 class Start(Struct, frozen=True, array_like=True):
-    """Run one task."""
+    """Run one task, unless `deadline_ms` of the boot-time clock is over (0: there is none)."""
 
     serial: int
     task_id: str
@@ -108,6 +112,7 @@ class Start(Struct, frozen=True, array_like=True):
     code_digest: bytes
     code: memoryview
     code_path: str
+    deadline_ms: int
 
 
 DONE: Final[Literal["done"]] = "done"
@@ -120,6 +125,7 @@ LEFT_BEHIND: Final = 2  # threads or processes of the task still run
 RETIRE: Final = 4  # the process has grown and should be replaced
 OUTPUT_WAITS: Final = 8  # the pipes hold output that belongs to this task
 CODE_MISSING: Final = 16  # nothing ran: the code has to be sent along
+LAPSED: Final = 32  # nothing ran: the deadline was over
 
 
 Word = Annotated[str, Meta(max_length=200)]

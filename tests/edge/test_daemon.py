@@ -9,15 +9,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from blackroad import Needs
-from blackroad.client import TaskFuture
 from blackroad.errors import (
     EXIT_ENVIRONMENT,
     EXIT_USAGE,
@@ -163,57 +160,6 @@ def test_damaged_state_is_named_and_kept(mesh: Mesh, name: str) -> None:
     daemon.start()
     assert str(path) in refused(daemon, EXIT_ENVIRONMENT)
     assert path.read_bytes().startswith(b"neither")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_ends_the_daemon_before_it_promises(mesh: Mesh, tmp_path: Path) -> None:
-    state = mesh.base / "disk"
-    state.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", str(state)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        daemon = mesh.add("one", BLACKROAD_STATE_DIR=str(state))
-        with daemon.client() as client:
-            futures = []
-            for number in range(200):
-                futures.append(
-                    client.submit(
-                        len,
-                        bytes(50_000),
-                        durable=True,
-                        needs=Needs(node="nowhere"),
-                        wait_for_node=True,
-                    )
-                )
-                if number < 10:
-                    _accepted(futures[-1]).result(WAIT_S)
-            assert daemon.exits() == EXIT_ENVIRONMENT
-            accepted = [one for one in futures if _is_set(_accepted(one))]
-        assert "No space" in daemon.log() or "full" in daemon.log()
-        assert "hint:" in daemon.log()
-        assert 10 <= len(accepted) < 200
-        subprocess.run(["mount", "-o", "remount,size=64m", str(state)], check=True)
-        daemon.start()
-        with daemon.client() as client:
-            counts = client.tasks(limit=1)["counts"]
-            assert sum(counts.values()) >= len(accepted), "what was promised is there"
-    finally:
-        for one in mesh.daemons:
-            one.end(signal.SIGKILL)
-        until(lambda: not mesh.processes(), "the end of everything")
-        subprocess.run(["umount", str(state)], check=True)
-
-
-def _accepted(future: TaskFuture) -> Future[None]:
-    assert future.accepted is not None
-    return future.accepted
-
-
-def _is_set(accepted: Future[None]) -> bool:
-    return accepted.done() and accepted.exception() is None
 
 
 # --- owners that end ----------------------------------------------------------------------------

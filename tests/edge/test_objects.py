@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from blackroad.bus import payload
+from blackroad.bus.puller import Puller
 from blackroad.errors import Busy, DamagedObject, DiskProblem
 from blackroad.limits import CHUNK_BYTES
 from blackroad.runtime.objects import OPEN_FILES_MAX, ObjectStore
-from blackroad.runtime.puller import Puller
 
 pytestmark = pytest.mark.edge
 

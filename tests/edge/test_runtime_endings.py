@@ -196,6 +196,36 @@ def test_a_deadline_is_kept_while_the_daemon_does_nothing(bench: Bench, tmp_path
     assert bench.end("late") == Gone("late", "deadline")
 
 
+def test_what_comes_after_its_deadline_is_not_begun(bench: Bench, tmp_path: Path) -> None:
+    """A daemon that stood still sends what it decided before; somebody else may run it by now."""
+    bench.launch("warm", call(abs, 1))
+    before = set(bench.pool.pids)
+    mark = tmp_path / "ran"
+    late = call(mark.touch, deadline_ms=processes.boot_ms() - 1)
+    assert bench.launch("late", late) == Gone("late", "deadline")
+    assert bench.value(abs, -1) == 1
+    assert not mark.exists()
+    assert set(bench.pool.pids) == before
+
+
+def test_the_deadline_is_watched_before_the_task_is_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon may be stopped between the two for as long as it pleases."""
+    bench.launch("warm", call(abs, 1))
+    due_ms = processes.boot_ms() + 1_000_000
+    seen = []
+    send = socket.socket.send
+
+    def watched(self: socket.socket, data: bytes, *more: Any) -> int:
+        seen.append(due_ms in list(bench.pool._deadlines))
+        return send(self, data, *more)
+
+    monkeypatch.setattr(socket.socket, "send", watched)
+    bench.launch("watched", call(abs, 1, deadline_ms=due_ms))
+    assert seen == [True]
+
+
 def test_a_deadline_can_be_moved(bench: Bench) -> None:
     first_ms = processes.boot_ms() + 1500
     bench.pool.launch("moved", call(select.select, [], [], [], deadline_ms=first_ms))

@@ -175,22 +175,24 @@ def test_no_slot_idles_while_somebody_waits_for_it(cluster: Cluster) -> None:
 @CHECK
 @given(clusters(unit=True))
 def test_nobody_grows_before_a_higher_priority(cluster: Cluster) -> None:
-    """R-alloc-2: first effective priority."""
+    """R-alloc-2: first priority; of a class that has nothing, waiting raises one slot."""
     table = cluster.table()
     for high in cluster.wants:
         if high.queued <= grown(high, table):
             continue
         for low in cluster.wants:
-            if level(low) >= level(high):
+            if low.priority >= high.priority:
+                continue
+            if not low.in_use and raised(low) >= high.priority and grown(low, table) == 1:
                 continue
             for node in cluster.nodes:
                 took = table[low.key].get(node.id, 0) > low.in_use.get(node.id, 0)
                 assert not (took and able(high, node)), "a lower priority took the slot"
 
 
-def level(want: Want) -> int:
-    """Priority with ageing: one step per 30 s."""
-    return want.priority + want.oldest_wait_ms // AGEING_MS
+def raised(want: Want) -> int:
+    """Priority of the slot that the oldest task waits for: one step per 30 s."""
+    return want.priority + (want.oldest_wait_ms // AGEING_MS if want.queued else 0)
 
 
 @CHECK
@@ -277,7 +279,7 @@ def twin(cluster: Cluster) -> Table:
         want = min(
             candidates,
             key=lambda one: (
-                -level(one),
+                -(one.priority if table[one.key] else raised(one)),
                 share[one.user],
                 one.user,
                 -one.oldest_wait_ms,
@@ -294,7 +296,7 @@ def twin(cluster: Cluster) -> Table:
         share[want.user] += node.speed
     order = sorted(
         cluster.wants,
-        key=lambda one: (-level(one), not one.queued, -one.oldest_wait_ms, one.owner, one.cls),
+        key=lambda one: (-one.priority, not one.queued, -one.oldest_wait_ms, one.owner, one.cls),
     )
     for node in sorted(cluster.nodes, key=lambda one: one.id):
         while any(fits_now(want, node) for want in order):

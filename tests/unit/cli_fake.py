@@ -146,6 +146,29 @@ class FakeClient:
     def cancel(self, task: str) -> None:
         self.asked.append(("cancel", task))
 
+    # --- orders -----------------------------------------------------------------------------------
+
+    def retry(self, task: str) -> str:
+        self.asked.append(("retry", task))
+        self.status(task)
+        return f"{NODE}-again{task[9:13]}"
+
+    def drain(self, node: str = "") -> dict[str, Any]:
+        self.asked.append(("drain", node))
+        return node_told(draining=True, running=2)
+
+    def drained(self, node: str = "", timeout: float | None = None) -> dict[str, Any]:
+        self.asked.append(("drained", node, timeout))
+        outcome = self.results.pop(0) if self.results else node_told(draining=True)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert isinstance(outcome, dict)
+        return outcome
+
+    def resume(self, node: str = "") -> dict[str, Any]:
+        self.asked.append(("resume", node))
+        return node_told(running=1)
+
 
 # --- answers of a mesh --------------------------------------------------------------------------
 
@@ -180,6 +203,19 @@ def node_row(name: str, id_: str, **changes: Any) -> dict[str, Any]:
         "load_percent": 25,
         "loop_lag_ms": 0,
         "heartbeat_ms": 250,
+        **changes,
+    }
+
+
+def node_told(**changes: Any) -> dict[str, Any]:
+    """What a node says of itself to `Client.drain`, among much else; idle, unless changed."""
+    return {
+        "id": NODE,
+        "name": "attic",
+        "incarnation": 1,
+        "draining": False,
+        "running": 0,
+        "waiting": 0,
         **changes,
     }
 

@@ -47,6 +47,7 @@ def grant_of(token: Token, number: int = 1, **changes: Any) -> Send:
         "code": None,
         "work": b"work",
         "attempt": 1,
+        "share": 4,
     }
     return Send(to, m.Grant(**{**fields, **changes}))
 

@@ -329,8 +329,8 @@ def test_a_gang_is_granted_with_one_token_and_held() -> None:
     hold = int(m.GrantFlag.HOLD)
     assert effects == [
         accepted(1),
-        grant_of(token, spec=GANG, flags=hold),
-        grant_of(token, spec=GANG, flags=hold, to=OTHER),
+        grant_of(token, spec=GANG, flags=hold, share=0),
+        grant_of(token, spec=GANG, flags=hold, share=0, to=OTHER),
     ]
 
 

@@ -100,7 +100,7 @@ def test_texts_are_bounded(field: str, longest: int) -> None:
         ("labels", {"k" * WORD_MAX: "v" * WORD_MAX}, {"k": "v" * (WORD_MAX + 1)}),
         ("devices", [device()] * DEVICES_MAX, [device()] * (DEVICES_MAX + 1)),
         ("notes", ["x" * NOTE_MAX], ["x" * (NOTE_MAX + 1)]),
-        ("cores", 1, 0),
+        ("cores", 0, -1),
         ("memory_bytes", 2**53 - 1, 2**53),
         ("memory_bytes", 0, -1),
         ("speeds", {"numpy": 1e18}, {"numpy": 1.1e18}),

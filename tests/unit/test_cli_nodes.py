@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blackroad.cli import nodes
-from blackroad.errors import NoDaemon, OwnerLost, UnknownKernel, Unreachable
+from blackroad.errors import NoDaemon, OwnerLost, StillRunning, UnknownKernel, Unreachable
 from blackroad.kernels import registry
 from tests.unit.cli_fake import NODE, OTHER, FakeClient, blackroad, client, node_row
 
@@ -66,6 +66,38 @@ def test_watching_needs_a_terminal(client: FakeClient) -> None:
     answer = blackroad("nodes", "--watch")
     assert answer.code == 2
     assert "--watch needs a terminal" in answer.err
+    assert client.asked == []
+
+
+# --- drain and resume ---------------------------------------------------------------------------
+
+
+def test_drain_and_resume_name_the_node(client: FakeClient) -> None:
+    assert blackroad("drain") == (0, "attic  draining, runs 2 tasks\n", "")
+    assert blackroad("resume", "attic") == (0, "attic  alive, runs 1 task\n", "")
+    assert client.asked == [("drain", ""), ("resume", "attic")]
+
+
+def test_drain_waits_when_asked_to(client: FakeClient) -> None:
+    answer = blackroad("drain", "attic", "--wait", "--timeout", "90s")
+    assert answer == (0, "attic  draining, runs nothing\n", "")
+    assert client.asked == [("drain", "attic"), ("drained", "attic", 90.0)]
+    client.results = [StillRunning("`attic` still runs 2 tasks", hint="it goes on draining")]
+    answer = blackroad("drain", "--wait", "--timeout", "0")
+    assert (answer.code, answer.out) == (5, "")
+    assert "`attic` still runs 2 tasks" in answer.err
+    assert client.asked[-1] == ("drained", "", 0.0)
+
+
+def test_drain_as_json_tells_what_matters(client: FakeClient) -> None:
+    told = json.loads(blackroad("drain", "--wait", "--json").out)
+    assert told == {"id": NODE, "name": "attic", "draining": True, "running": 0, "waiting": 0}
+
+
+def test_a_time_without_waiting_is_a_mistake(client: FakeClient) -> None:
+    answer = blackroad("drain", "--timeout", "5")
+    assert answer.code == 2
+    assert "hint: add --wait" in answer.err
     assert client.asked == []
 
 

@@ -1,4 +1,4 @@
-"""status, result, logs, why, cancel and tasks, against a fake client."""
+"""status, result, logs, why, cancel, retry and tasks, against a fake client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["client"]
 SHORT = TASK[:14]
 
 
-@pytest.mark.parametrize("command", ["status", "result", "logs", "why", "cancel"])
+@pytest.mark.parametrize("command", ["status", "result", "logs", "why", "cancel", "retry"])
 @pytest.mark.parametrize("id_", ["nonsense", "k3f7x2ab", "k3f7x2ab-m5c", "k3f9x2a-m5c7", "-"])
 def test_what_is_no_id_is_refused_before_anybody_is_asked(
     client: FakeClient, command: str, id_: str
@@ -46,6 +46,12 @@ def test_status_of_a_running_task(client: FakeClient) -> None:
         "  attempts  1\n",
         "",
     )
+
+
+def test_status_tells_of_a_node_that_drains(client: FakeClient) -> None:
+    [node] = status()["nodes"]
+    client.known[TASK] = status(nodes=[{**node, "draining": True}])
+    assert "  node      shed (zxy2zxy2), draining\n" in blackroad("status", SHORT).out
 
 
 def test_status_of_a_queued_task(client: FakeClient) -> None:
@@ -236,6 +242,26 @@ def test_cancel_as_json(client: FakeClient) -> None:
     assert answer.code == 2
     assert rows[0] == {"id": TASK, "state": "cancelling"}
     assert rows[1]["error"]["type"] == "UnknownTask"
+
+
+# --- retry --------------------------------------------------------------------------------------
+
+
+def test_retry_prints_the_new_ids(client: FakeClient) -> None:
+    other = TASK.replace("m5c7", "n5c7")
+    client.known[other] = status(id=other, state="failed", ended=ended("failed"))
+    assert blackroad("retry", TASK, other) == (0, "k3f7x2ab-againm5c7\nk3f7x2ab-againn5c7\n", "")
+    answer = blackroad("retry", TASK, "k3f7x2ab-zzzz", "--json")
+    assert answer.code == 2
+    rows = json.loads(answer.out)["tasks"]
+    assert rows[0] == {"id": TASK, "new": "k3f7x2ab-againm5c7"}
+    assert rows[1]["error"]["type"] == "UnknownTask"
+
+
+def test_retry_tells_what_could_not_be_tried_again(client: FakeClient) -> None:
+    answer = blackroad("retry", "k3f7x2ab-zzzz", TASK)
+    assert (answer.code, answer.out) == (2, "k3f7x2ab-againm5c7\n")
+    assert "no task k3f7x2ab-zzzz is known here" in answer.err
 
 
 # --- tasks --------------------------------------------------------------------------------------

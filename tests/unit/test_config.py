@@ -222,7 +222,7 @@ def test_only_endpoints_may_be_sockets_of_this_machine() -> None:
         ("labels = {rack = 3}", 1, 'write rack = "3"'),
         ('labels = {"a b" = "c"}', 1, "has a b"),
         ("labels = 3", 1, "must be a table"),
-        ("slots = 0", 1, "out of range"),
+        ("slots = -1", 1, "out of range"),
         ('listen = "localhost"', 1, "is no IP address"),
         ('opencl = ""', 1, "is empty"),
     ],
@@ -427,6 +427,8 @@ def test_what_is_set_is_kept_and_what_is_not_is_found(tmp_path: Path) -> None:
 
     found = resolved(placed(tmp_path), environ={})
     assert found.slots == len(os.sched_getaffinity(0))
+    none = dataclasses.replace(placed(tmp_path), slots=0)
+    assert resolved(none, environ={}).slots == 0
     assert found.memory_bytes is not None
     assert found.memory_bytes >= 64 * limits.MIB
     assert KEYS["name"].read(found.name) == found.name

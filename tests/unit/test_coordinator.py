@@ -85,7 +85,7 @@ def test_nobody_is_told_anything_without_a_reign() -> None:
     bench = Bench()
     bench.demand(600, one())
     bench.it.stop()
-    assert (bench.it.nodes, bench.it.owners, bench.it.reservations) == ({}, {}, {})
+    assert (bench.it.nodes, bench.it.owners, len(bench.it.reservations)) == ({}, {}, 0)
     assert bench.demand(900, one(), seq=2) == []
     assert bench.it.next_deadline_ms() == 2**62
 
@@ -287,6 +287,52 @@ def test_a_new_coordinator_keeps_what_a_gang_already_uses() -> None:
     bench.demand(510, one(7, 0, exclusive=True, in_use=used(PEER)))
     told = dict(bench.demand(620, one(), owner=OTHER))
     assert told[OTHER].rows == (m.Row(1, OTHER, 4),)
+
+
+def exclusive(queued: int, **changes: Any) -> m.ClassDemand:
+    return one(7, queued, exclusive=True, **changes)
+
+
+def test_an_exclusive_class_gets_every_node_that_nobody_else_wants() -> None:
+    """R-alloc-5: one reservation per node, as many as there are tasks."""
+    bench = Bench(PEER, OTHER, FOURTH)
+    assert bench.demand(510, exclusive(2)) == [(ME, table(1, (7, PEER, 1), (7, OTHER, 1)))]
+    in_use = (m.InUse(PEER, 1), m.InUse(OTHER, 1))
+    [(_, got)] = bench.demand(620, exclusive(5, in_use=in_use), seq=2)
+    assert got.rows == (m.Row(7, PEER, 1), m.Row(7, OTHER, 1), m.Row(7, FOURTH, 1))
+    bench.demand(730, exclusive(0, in_use=used(OTHER, 1)), seq=3)
+    assert [kept.nodes for kept in bench.it.reservations] == [(OTHER,)]
+
+
+def test_an_exclusive_class_leaves_to_others_what_they_wait_for() -> None:
+    """R-alloc-5: beyond its one reservation it takes only idle nodes, and gives them back."""
+    bench = Bench(PEER, OTHER, FOURTH)
+    bench.demand(510, exclusive(9))
+    in_use = tuple(m.InUse(node, 1) for node in (PEER, OTHER, FOURTH))
+    bench.demand(620, exclusive(6, in_use=in_use), seq=2)
+    bench.demand(730, one(), owner=OTHER)
+    told = dict(bench.demand(840, exclusive(6, in_use=in_use[2:]), seq=3))
+    assert told[ME].rows == (m.Row(7, FOURTH, 1),)
+    assert {row.node for row in told[OTHER].rows} == {PEER, OTHER}
+
+
+def test_an_exclusive_class_that_comes_first_does_not_wait_for_the_last() -> None:
+    """R-alloc-2: those of lower priority contend for nothing."""
+    bench = Bench(PEER, OTHER)
+    bench.demand(510, one(queued=9), owner=OTHER)
+    told = dict(bench.demand(620, exclusive(2, priority=5)))
+    assert told[ME].rows == (m.Row(7, PEER, 1), m.Row(7, OTHER, 1))
+    assert told[OTHER].rows == ()
+
+
+def test_idle_nodes_are_left_to_a_gang_that_gathers_them() -> None:
+    """R-alloc-5: an exclusive class must not eat a gang's nodes one by one."""
+    bench = Bench(PEER, OTHER)
+    bench.demand(510, one(8, 1, exclusive=True, oldest_wait_ms=900), owner=OTHER)
+    told = dict(bench.demand(620, gang()))
+    assert told[ME].rows == ()
+    bench.demand(730, one(8, 5, exclusive=True, in_use=used(PEER, 1)), owner=OTHER, seq=2)
+    assert [kept.nodes for kept in bench.it.reservations] == [(PEER,)]
 
 
 def test_who_was_put_aside_comes_last() -> None:

@@ -20,9 +20,15 @@ def ended_task(number: int) -> Task:
     return task
 
 
+def let_go(task: Task) -> None:
+    task.kept = False
+
+
 def test_the_story_stays_and_the_bytes_go() -> None:
-    told = Memory()
-    told.seen(ended_task(1))
+    told = Memory(let_go)
+    task = ended_task(1)
+    task.kept = False
+    told.seen(task)
     kept = told.recent[task_id(1)]
     assert kept.work == b""
     assert kept.ended == m.Ended(task_id(1), m.End.DONE, "", b"", m.Facts(run_us=7), b"", 1)
@@ -30,14 +36,33 @@ def test_the_story_stays_and_the_bytes_go() -> None:
 
 def test_the_oldest_story_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "RECENT_TASKS_MAX", 2)
-    told = Memory()
+    told = Memory(let_go)
     for number in (1, 2, 3):
         told.seen(ended_task(number))
     assert list(told.recent) == [task_id(2), task_id(3)]
 
 
+def test_the_work_of_what_was_not_done_stays_with_the_story(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R-isolate-2: kept for *retry* as long as its story, and as there is room."""
+    monkeypatch.setattr(memory, "RECENT_TASKS_MAX", 2)
+    monkeypatch.setattr(memory, "SPARE_BYTES_MAX", 12)
+    told = Memory(lambda task: (let_go(task), told.spent(task)))
+    tasks = [ended_task(number) for number in (1, 2, 3)]
+    for task in tasks[:2]:
+        told.spare(task)
+        told.seen(task)
+    assert (tasks[0].work, tasks[0].kept, told.spare_bytes) == (b"work", True, 8)
+    told.seen(tasks[2])
+    assert (tasks[0].kept, told.spare_bytes) == (False, 4)
+    for number in (4, 5, 6):
+        told.spare(ended_task(number))
+    assert (tasks[1].kept, told.spare_bytes) == (False, 12)
+
+
 def test_a_durable_outcome_is_kept_seven_days() -> None:
-    told = Memory()
+    told = Memory(let_go)
     told.retain(b"a", 1_000)
     told.retain(b"b", 2_000)
     assert list(told.due(999 + RETENTION_MS)) == []
@@ -48,7 +73,7 @@ def test_a_durable_outcome_is_kept_seven_days() -> None:
 
 def test_too_many_durable_outcomes_push_the_oldest_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "RETAINED_TASKS_MAX", 2)
-    told = Memory()
+    told = Memory(let_go)
     for number in range(4):
         told.retain(bytes([number]), 0)
     assert list(told.due(1)) == [b"\0", b"\1"]
@@ -65,3 +90,14 @@ def test_an_owner_forgets_a_durable_task_in_time() -> None:
     assert task_id(1) in bench.owner.tasks
     bench.owner.tick(20 + RETENTION_MS)
     assert task_id(1) not in bench.owner.tasks
+
+
+def test_many_that_are_over_go_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One commit that forgets all of them would keep every other promise waiting."""
+    monkeypatch.setattr(memory, "RETENTION_STEP", 3)
+    told = Memory(let_go)
+    for number in range(7):
+        told.retain(task_id(number), 0)
+    found = [list(told.due(RETENTION_MS)) for _ in range(4)]
+    assert [len(one) for one in found] == [3, 3, 1, 0]
+    assert [id_ for one in found for id_ in one] == [task_id(number) for number in range(7)]

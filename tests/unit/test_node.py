@@ -401,14 +401,6 @@ def test_a_sleeper_accuses_nobody() -> None:
     assert node.election.follows == PEER
 
 
-def test_a_clone_is_a_loud_event() -> None:
-    """R-life-3: a loud event, and no incarnation is believed."""
-    node = follower()
-    effects = node.handle(Heard(beat(PEER, 200, incarnation(7, 9))), 300)
-    assert [one.name for one in of_kind(effects, Note)] == ["node.clone"]
-    assert node.membership.peers[PEER].inc == INC
-
-
 def test_the_next_deadline_never_lies_in_the_past_for_long() -> None:
     """A driver that ticks when it is told must get on: no standing still, no spinning."""
     node = follower()

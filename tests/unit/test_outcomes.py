@@ -8,6 +8,7 @@ import pytest
 
 from blackroad.bus import messages as m
 from blackroad.ids import Token, incarnation
+from blackroad.limits import DISK_PROBLEM
 from blackroad.router.attempts import attempt_row
 from blackroad.router.effects import (
     AttemptRow,
@@ -21,6 +22,7 @@ from blackroad.router.effects import (
 )
 from blackroad.router.records import TaskState
 from tests.unit.builders import (
+    CLIENT,
     INC,
     ME,
     NEEDS,
@@ -152,6 +154,14 @@ def test_a_result_that_cannot_be_had_is_a_loss(gone: bool, answer: bool) -> None
 # --- retries -------------------------------------------------------------------------------------
 
 
+def without_back_off(bench: OwnerBench, now_ms: int) -> list[Effect]:
+    """PEER may be asked again at once."""
+    for cls in bench.owner.by_id.values():
+        cls.use(PEER).backoff_until_ms = 0
+        bench.owner.granting.dirty(cls)
+    return bench.turn(now_ms)
+
+
 def again_and_again(
     bench: OwnerBench, status: m.Status, limit: int = 40, **changes: Any
 ) -> tuple[int, list[Effect]]:
@@ -164,6 +174,7 @@ def again_and_again(
         ends = outcome(token, status=status, result=b"", facts=NO_FACTS)
         effects = says(bench, count * 10, ends)
         bench.owner.view.get(PEER).avoid_until_ms = 0
+        effects += without_back_off(bench, count * 10)
         granted = of_kind(effects, m.Grant)
         token = granted[0].token if granted else None
     return count, effects
@@ -235,7 +246,32 @@ def test_once_what_never_started_is_queued_again() -> None:
     assert of_kind(says(bench, 100, refused(token)), m.Grant)
     other = OwnerBench()
     no_input = outcome(other.granted(spec=spec(once=True)), status=m.Status.NO_INPUT)
-    assert of_kind(says(other, 100, no_input), m.Grant)
+    assert not of_kind(says(other, 100, no_input), m.Grant)
+    assert of_kind(without_back_off(other, 200), m.Grant)
+
+
+@pytest.mark.parametrize(
+    ("status", "type_name", "left_alone"),
+    [
+        (m.Status.NO_INPUT, "", True),
+        (m.Status.LAPSED, DISK_PROBLEM, True),
+        (m.Status.LAPSED, "", False),
+        (m.Status.CRASHED, "", False),
+    ],
+)
+def test_a_node_without_room_or_input_is_left_alone_for_a_while(
+    status: m.Status, type_name: str, left_alone: bool
+) -> None:
+    """R-demand-8: asked again at once, it would use up the free retries in no time."""
+    bench = OwnerBench()
+    facts = m.Facts(text="no room for its result", type_name=type_name)
+    lost = outcome(bench.granted(), status=status, facts=facts)
+    assert bool(of_kind(says(bench, 100, lost), m.Grant)) is not left_alone
+    assert bench.owner.tasks[task_id(1)].last_status == (
+        f"{status.name.lower()}: no room for its result"
+    )
+    bench.meet(PEER, 700)
+    assert bool(of_kind(bench.tick(700), m.Grant)) is left_alone
 
 
 @pytest.mark.parametrize("how", ["goodbye", "restart", "bound"])
@@ -276,6 +312,42 @@ def test_an_impure_task_waits_for_proof() -> None:
     bench.allow(OTHER=1)
     bench.owner.on_suspect(PEER, 800)
     assert bench.turn(800) == []
+
+
+def test_a_result_that_finds_no_room_here_is_fetched_when_there_is_room() -> None:
+    """R-outcome-5: a full disk at the owner is no fault of the attempt; nothing runs twice."""
+    bench = OwnerBench()
+    token = bench.granted()
+    large = outcome(token, result=m.Ref(digest(9), 10**6))
+    assert of_kind(says(bench, 100, large), Fetch)
+    for now_ms in (200, 4_000, 30_000):
+        bench.owner.on_fetch_failed(digest(9), "no room", now_ms, here=True)
+        assert bench.turn(now_ms) == []
+        assert bench.tick(now_ms + 1_000) == []
+        assert of_kind(says(bench, now_ms + 2_000, large), Fetch)
+        assert not of_kind(says(bench, now_ms + 2_500, large), Fetch)
+    bench.owner.on_fetched(digest(9), 40_000)
+    assert [one.result for one in of_kind(bench.turn(40_000), m.Ended)] == [large.result]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_result_without_room_is_not_waited_for_for_ever(cancelled: bool) -> None:
+    """R-outcome-5: nobody offers it again for 60 s, or nobody wants it."""
+    bench = OwnerBench()
+    token = bench.granted()
+    says(bench, 100, outcome(token, result=m.Ref(digest(9), 10**6)))
+    bench.owner.on_fetch_failed(digest(9), "no room", 200, here=True)
+    bench.turn(200)
+    bench.meet(PEER, 2_000)
+    if cancelled:
+        bench.owner.on_cancel(CLIENT, m.Cancel((task_id(1),)), 2_000)
+        effects = bench.tick(3_000)
+        assert [one.end for one in of_kind(effects, m.Ended)] == [m.End.CANCELLED]
+        return
+    assert not of_kind(bench.tick(60_000), m.Grant)
+    bench.meet(PEER, 60_100)
+    assert of_kind(bench.tick(61_300), m.Grant)
+    assert bench.owner.tasks[task_id(1)].losses == 1
 
 
 # --- restart -------------------------------------------------------------------------------------

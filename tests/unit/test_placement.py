@@ -75,6 +75,31 @@ def test_whoever_uses_too_much_shrinks_to_the_share() -> None:
     assert rows == {(ME, 1): {PEER: 2}, (ME, 2): {}}
 
 
+def test_whoever_came_first_does_not_keep_everything() -> None:
+    """R-alloc-2: waiting raises one slot of a class, never its whole queue."""
+    early = want(1, 99, in_use={PEER: 4}, user="a", oldest_wait_ms=600_000)
+    rows = table([node(PEER)], [early, want(2, 9, user="b")])
+    assert rows == {(ME, 1): {PEER: 2}, (ME, 2): {}}
+
+
+def test_a_low_priority_does_not_starve() -> None:
+    """R-alloc-2: after 30 s for each step, its oldest task comes before the higher priority."""
+    high = want(1, 99, in_use={PEER: 3}, priority=2)
+    low = want(2, 99, oldest_wait_ms=59_999)
+    assert table([node(PEER)], [high, low]) == {(ME, 1): {PEER: 4}, (ME, 2): {}}
+    low.oldest_wait_ms = 60_000
+    assert table([node(PEER)], [high, low]) == {(ME, 1): {PEER: 3}, (ME, 2): {PEER: 1}}
+    low.in_use, high.in_use = {PEER: 1}, {PEER: 2}
+    assert table([node(PEER)], [high, low]) == {(ME, 1): {PEER: 3}, (ME, 2): {PEER: 1}}
+
+
+def test_a_slot_that_starves_keeps_its_place_free() -> None:
+    """R-alloc-2: others do not take what the oldest task waits for."""
+    high = want(1, 99, in_use={PEER: 4}, priority=2)
+    low = want(2, 99, oldest_wait_ms=90_000)
+    assert table([node(PEER)], [high, low]) == {(ME, 1): {PEER: 3}, (ME, 2): {}}
+
+
 def test_a_share_that_is_blocked_is_not_given_away() -> None:
     """R-alloc-2: small tasks do not for ever take the place of a large one that comes first."""
     large = want(2, 1, Needs(cpu=4), priority=1)

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from blackroad.bus.puller import GIVE_UP_MS, RETRY_MS, RETRY_MS_MAX, Puller
 from blackroad.errors import RemoteProtocolError
 from blackroad.limits import CHUNK_BYTES, WINDOW_CHUNKS
-from blackroad.runtime.puller import GIVE_UP_MS, RETRY_MS, RETRY_MS_MAX, Puller
 
 DIGEST = bytes(32)
 C = CHUNK_BYTES
@@ -55,14 +55,18 @@ def test_lost_chunks_are_asked_for_again_with_longer_waits() -> None:
     now = 0
     waits = []
     assert puller.wants(now) == [(0, 2)]
-    for _ in range(5):
+    for _ in range(4):
         due = puller.next_deadline_ms()
         assert due is not None
         assert puller.wants(due - 1) == []
         assert puller.wants(due) == [(0, 2)]
         waits.append(due - now)
         now = due
-    assert waits == [RETRY_MS, 2 * RETRY_MS, 4 * RETRY_MS, RETRY_MS_MAX, RETRY_MS_MAX]
+    assert waits == [RETRY_MS, 2 * RETRY_MS, RETRY_MS_MAX, RETRY_MS_MAX]
+    due = puller.next_deadline_ms()
+    assert due == GIVE_UP_MS
+    assert puller.wants(due) == []
+    assert puller.gave_up(due)
 
 
 def test_one_lost_chunk_does_not_slow_the_rest_down() -> None:
@@ -76,11 +80,11 @@ def test_one_lost_chunk_does_not_slow_the_rest_down() -> None:
 def test_any_new_chunk_resets_the_wait() -> None:
     puller = Puller(DIGEST, 2 * C)
     puller.wants(0)
-    puller.wants(1000)
-    puller.wants(3000)
-    assert puller.on_chunk(0, FULL, 3100) is False
-    assert puller.wants(7000) == [(C, 1)]
-    assert puller.next_deadline_ms() == 7000 + 2 * RETRY_MS, "all that was under way was late"
+    puller.wants(RETRY_MS)
+    puller.wants(3 * RETRY_MS)
+    assert puller.on_chunk(0, FULL, 3 * RETRY_MS + 100) is False
+    assert puller.wants(7 * RETRY_MS) == [(C, 1)]
+    assert puller.next_deadline_ms() == 9 * RETRY_MS, "all that was under way was late"
 
 
 def test_gaps_are_joined_into_few_requests() -> None:
@@ -137,7 +141,7 @@ def test_it_gives_up_when_nothing_new_comes() -> None:
     puller = Puller(DIGEST, 2 * C)
     puller.wants(0)
     puller.on_chunk(0, FULL, 5_000)
-    puller.on_chunk(0, FULL, 30_000)
+    puller.on_chunk(0, FULL, 20_000)
     assert not puller.gave_up(5_000 + GIVE_UP_MS - 1)
     assert puller.gave_up(5_000 + GIVE_UP_MS)
     assert puller.wants(5_000 + GIVE_UP_MS) == []
@@ -154,6 +158,35 @@ def test_gone_ends_asking_and_another_holder_goes_on() -> None:
     puller.resume(100_000)
     assert puller.wants(100_000) == [(3 * C, 2), (6 * C, 6)]
     assert puller.received_bytes == 4 * C
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 * C])
+def test_wrong_bytes_are_fetched_once_more_and_no_further(size: int) -> None:
+    puller = Puller(DIGEST, size)
+
+    def fetch(now_ms: int) -> None:
+        for offset, chunks in puller.wants(now_ms):
+            for at in range(offset, min(size, offset + chunks * C), C):
+                puller.on_chunk(at, FULL[: size - at], now_ms + 1)
+        assert puller.complete
+
+    fetch(0)
+    assert puller.start_over(10)
+    assert puller.received_bytes == 0
+    assert puller.complete == (size == 0), "an empty object has nothing to fetch"
+    fetch(10)
+    assert not puller.start_over(20)
+    assert puller.complete, "a refusal changes nothing"
+
+
+def test_starting_over_has_a_standstill_of_its_own() -> None:
+    puller = Puller(DIGEST, 1)
+    puller.wants(0)
+    puller.on_chunk(0, b"x", 1)
+    puller.start_over(100_000)
+    assert puller.wants(100_000) == [(0, 1)]
+    assert not puller.gave_up(100_000 + GIVE_UP_MS - 1)
+    assert puller.gave_up(100_000 + GIVE_UP_MS)
 
 
 @pytest.mark.parametrize("seed", range(20))

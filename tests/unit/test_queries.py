@@ -11,7 +11,7 @@ from blackroad import queries
 from blackroad.bus import messages as m
 from blackroad.capabilities import encode
 from blackroad.ids import Token, short, task_text, text32
-from blackroad.node import Finished, FromPeer, Heard, Node, Tick
+from blackroad.node import Finished, Flushed, FromPeer, Heard, Node, Tick
 from blackroad.requirements import Needs
 from blackroad.router.effects import Lookup, Send, Tell
 from tests.unit.builders import (
@@ -107,6 +107,7 @@ def test_a_result_comes_inline_or_as_an_object() -> None:
         ME,
         20,
     )
+    large.handle(Flushed(large.out.mark + 1), 30)
     answer = told(large, "result", task=TASK_TEXT)
     assert (answer["inline"], answer["digest"], answer["size"]) == (b"", digest(3), 99)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from blackroad.bus import messages as m
@@ -94,16 +96,30 @@ def test_open_again_sets_the_lease() -> None:
 
 
 def test_unseen_outcomes_are_repeated() -> None:
-    """R-submit-8: Ended is repeated every 2 s until Seen."""
+    """R-submit-8: Ended is repeated after 2 s, then ever more rarely, until Seen."""
     bench = Bench()
     bench.open(lease_ms=600_000)
     assert bench.it.ended(SESSION, ended(1), 0) is True
     assert bench.it.ended(SESSION, ended(2), 1500) is True
     assert bench.out.take() == [Tell(CLIENT, ended(1)), Tell(CLIENT, ended(2))]
     assert bench.tick(2000)[1] == [Tell(CLIENT, ended(1))]
-    assert bench.tick(3500)[1] == [Tell(CLIENT, ended(2))]
+    assert bench.tick(5499)[1] == []
+    assert bench.tick(6500)[1] == [Tell(CLIENT, ended(2)), Tell(CLIENT, ended(1))]
+    assert bench.tick(14_499)[1] == []
+    # Who reads again is told again soon.
     bench.it.seen(SESSION, task_id(1))
-    assert bench.tick(5500)[1] == [Tell(CLIENT, ended(2))]
+    assert bench.tick(15_500)[1] == [Tell(CLIENT, ended(2))]
+
+
+def test_a_client_that_reads_nothing_is_not_buried() -> None:
+    """R-submit-8: at least 30 s apart in the end, whatever has ended meanwhile."""
+    bench = Bench()
+    bench.open(lease_ms=600_000)
+    bench.it.ended(SESSION, ended(1), 0)
+    told = [now_ms for now_ms in range(0, 300_000, 1000) if bench.tick(now_ms)[1]]
+    gaps = [later - now for now, later in pairwise(told)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 30_000
 
 
 def test_nobody_listens_where_there_is_no_session() -> None:

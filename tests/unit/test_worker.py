@@ -22,7 +22,8 @@ from blackroad.router.effects import (
     Unpin,
     UnspoolRow,
 )
-from blackroad.router.worker import State, Worker
+from blackroad.router.worker import Worker
+from blackroad.router.works import State
 from tests.unit.builders import (
     GIB,
     INC,
@@ -169,6 +170,30 @@ def test_what_finds_no_room_waits_and_starts_when_a_slot_is_free() -> None:
     give(bench, grant(1))
     assert give(bench, grant(2)) == []
     assert finish(bench, T1, 1500)[1:] == [started(grant(2))]
+
+
+def test_no_more_of_a_class_run_than_its_share() -> None:
+    """R-lease-17: what was sent ahead takes the place of one of its class, no free place."""
+    bench = worker(slots=4)
+    assert give(bench, grant(1, share=1)) == [started(grant(1, share=1))]
+    assert give(bench, grant(2, share=1)) == []
+    assert give(bench, grant(3, cls=2)) == [started(grant(3, cls=2))]
+    assert give(bench, grant(4, share=1), owner=OTHER) == [started(grant(4, share=1), owner=OTHER)]
+    assert finish(bench, T1, 1500)[1:] == [started(grant(2, share=1))]
+
+
+def test_the_newest_grant_of_a_class_says_its_share() -> None:
+    """R-lease-17: a larger share lets those that wait start."""
+    bench = worker(slots=4)
+    give(bench, grant(1, share=1))
+    give(bench, grant(2, share=1))
+    assert give(bench, grant(3, share=3)) == [
+        started(grant(2, share=1)),
+        started(grant(3, share=3)),
+    ]
+    assert give(bench, grant(4, share=1)) == []
+    finish(bench, T1, 1500)
+    assert [key[1].serial for key in bench[0].waiting] == [4]
 
 
 def test_the_waiting_queue_is_bounded_in_items() -> None:

@@ -1,0 +1,103 @@
+"""What a worker keeps of each attempt, token and owner; `worker.py` has the rules.
+
+Pure records: this file must not know messages beyond the Grant, nor the ledger's arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from blackroad.limits import FOREVER_MS, RENEW_LISTS_KEPT
+
+if TYPE_CHECKING:
+    from blackroad.bus.messages import Grant, Reason
+    from blackroad.ids import Token
+    from blackroad.requirements import Ask, Lease
+    from blackroad.router.effects import Key
+
+
+class State(IntEnum):
+    """An attempt's state on its worker."""
+
+    WAITING = 0
+    HELD = 1
+    RUNNING = 2
+    ENDING = 3
+
+
+class Work:
+    """One attempt that this worker has accepted and that has not ended."""
+
+    __slots__ = (
+        "ask",
+        "begun",
+        "bytes",
+        "crowd",
+        "deadline_ms",
+        "grant",
+        "key",
+        "lease",
+        "missing",
+        "started_ms",
+        "state",
+        "why",
+    )
+
+    def __init__(self, key: Key, grant: Grant, ask: Ask, deadline_ms: int, crowd: Crowd) -> None:
+        self.key = key
+        self.crowd = crowd
+        self.grant = grant
+        self.ask = ask
+        self.deadline_ms = deadline_ms
+        self.state = State.WAITING
+        self.lease: Lease | None = None
+        self.bytes = len(grant.work) if isinstance(grant.work, bytes) else 0
+        self.missing: set[bytes] = set()
+        # A running attempt begins when its last input is here: from then on there is a process.
+        self.begun = False
+        self.started_ms = 0
+        self.why = ""
+
+
+class Crowd:
+    """One owner's class here: how many of it run, and how many may.
+
+    Without this, an attempt that was sent ahead to take the place of one that ends would take the
+    first place that is free, which may be another owner's.
+    """
+
+    __slots__ = ("live", "running", "share")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.running = 0
+        self.share = 0
+
+    def full(self) -> bool:
+        """May no further one start now?"""
+        return 0 < self.share <= self.running
+
+
+class Tombstone:
+    """A token that must never start here (again), and what to say when it is asked for."""
+
+    __slots__ = ("reason", "touched_ms")
+
+    def __init__(self, reason: Reason, touched_ms: int) -> None:
+        self.reason = reason
+        self.touched_ms = touched_ms
+
+
+class Correspondent:
+    """What the worker keeps for one owner: its live attempts, and the last Renew lists."""
+
+    __slots__ = ("due_ms", "lists", "live", "rest")
+
+    def __init__(self) -> None:
+        self.live: dict[Key, Work] = {}
+        self.due_ms = FOREVER_MS
+        # What did not fit the last Renew, for the next one.
+        self.rest: list[Key] = []
+        self.lists: deque[tuple[int, frozenset[Token]]] = deque(maxlen=RENEW_LISTS_KEPT)
