@@ -14,7 +14,7 @@ CODE := blackroad tests $(wildcard bench)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint sim bench format install uninstall systemd-test clean
+.PHONY: help demo test test-all lint sim mutants chaos bench format install uninstall systemd-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -50,7 +50,15 @@ format: $(DEV_STAMP) ## put the code into its form
 	@$(PYTHON_IN) -m ruff format $(CODE)
 
 sim: $(DEV_STAMP) ## simulate clusters with faults: SEEDS=n of them, or SEED=k once more
-	@$(PYTHON_IN) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	@$(PYTHON_IN) -m tests.sim --jobs $(JOBS) $(if $(SEED),--seed $(SEED) --options) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+mutants: $(DEV_STAMP) ## break one rule after the other, and see that the simulator notices
+	@$(PYTHON_IN) -m tests.sim mutants --jobs $(JOBS) $(ARGS)
+
+chaos: $(DEV_STAMP) ## (root) real daemons under every fault: ROWS=1,5,9 SEED=k QUICK=1
+	@$(PYTHON_IN) -m tests.chaos $(if $(ROWS),--rows $(ROWS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(QUICK),--quick) $(ARGS)
 
 bench: $(DEV_STAMP) ## measure this machine
 	@$(PYTHON_IN) -m bench $(ARGS)

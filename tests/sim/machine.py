@@ -1,4 +1,4 @@
-"""One made-up machine: its clocks, disk, processes and supervisor, around a real Node.
+"""One made-up machine: its clocks, disk, processes and objects, around a real Node.
 
 Executes the effects of the node in order.  Power cuts, crashes, pauses and thaws happen here; this
 file must not know what is promised (that is `checkers.py`), nor why a fault comes when it does.
@@ -6,111 +6,35 @@ file must not know what is promised (that is `checkers.py`), nor why a fault com
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from blackroad import node as n
 from blackroad.bus import messages as m
 from blackroad.capabilities import Capabilities
 from blackroad.errors import BlackroadError
-from blackroad.ids import incarnation
+from blackroad.ids import incarnation, short
 from blackroad.router import effects as e
+from blackroad.store.rows import objects_of
+from tests.sim.disk import Disk
+from tests.sim.links import Links
+from tests.sim.lives import Lives
 from tests.sim.network import DIRECT, TELEMETRY
+from tests.sim.objects import Objects
+from tests.sim.processes import Plan, Process, Processes
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
 
-SUSPECT_GAP_MS = 750
+OVERSLEPT_MS = 750
+NEVER_MS = 2**62
+BOOTS_MS = (0, 500, 20_000, 200_000)
+SPINS_MAX = 60
+STOP_MS = 3_000
 
 
-class Plan:
-    """What a task does when it runs: how long, how it ends, and what it leaves."""
-
-    __slots__ = ("bad_tries", "fate", "large", "run_ms")
-
-    def __init__(
-        self, run_ms: int, fate: str = "done", bad_tries: int = 10**9, large: bool = False
-    ) -> None:
-        self.run_ms = run_ms
-        self.fate = fate
-        # So many attempts end like `fate`; later ones are done.
-        self.bad_tries = bad_tries
-        self.large = large
-
-    def fate_of(self, attempt: int) -> str:
-        """How the attempt of this ordinal ends."""
-        return self.fate if attempt <= self.bad_tries else "done"
-
-
-class Process:
-    """A running attempt."""
-
-    __slots__ = (
-        "deadline_ms",
-        "dying",
-        "ends",
-        "fate",
-        "inc",
-        "key",
-        "left",
-        "machine",
-        "plan",
-        "start",
-    )
-
-    def __init__(self, machine: Machine, start: e.Start, inc: int, plan: Plan, ends: int) -> None:
-        self.machine = machine
-        self.key = start.key
-        self.start = start
-        self.inc = inc
-        self.plan = plan
-        self.fate = plan.fate_of(start.attempt)
-        self.ends = ends
-        self.left = 0
-        self.deadline_ms = start.deadline_ms
-        self.dying = False
-
-
-class Disk:
-    """A journal with rows that are flushed and rows that a power cut may still take."""
-
-    def __init__(self) -> None:
-        self.synced: list[e.JournalRow] = []
-        self.pending: list[tuple[int, tuple[e.JournalRow, ...]]] = []
-        self.counter = 0
-        self.tasks: dict[bytes, e.TaskRow] = {}
-        self.ends: dict[bytes, e.EndRow] = {}
-        self.attempts: dict[bytes, e.AttemptRow] = {}
-        self.tokens: set[object] = set()
-        self.spool: dict[e.Key, e.SpoolRow] = {}
-
-    def sync(self, upto: int) -> None:
-        """Flush every group up to this mark."""
-        while self.pending and self.pending[0][0] <= upto:
-            for row in self.pending.pop(0)[1]:
-                self._apply(row)
-
-    def _apply(self, row: e.JournalRow) -> None:
-        match row:
-            case e.TaskRow():
-                self.tasks[row.task] = row
-            case e.AttemptRow():
-                self.attempts[row.task] = row
-                self.tokens.add(row.token)
-            case e.EndRow():
-                self.ends[row.task] = row
-                self.attempts.pop(row.task, None)
-            case e.ForgetRow():
-                self.tasks.pop(row.task, None)
-                self.ends.pop(row.task, None)
-                self.attempts.pop(row.task, None)
-            case e.SpoolRow():
-                self.spool[(row.owner, row.outcome.token)] = row
-            case e.UnspoolRow():
-                self.spool.pop((row.owner, row.token), None)
-
-
-class Machine:
+class Machine(Processes):
     """One node of the cluster with all that surrounds it."""
 
     def __init__(
@@ -123,13 +47,19 @@ class Machine:
         *,
         labels: dict[str, str] | None = None,
         priority: int = 0,
+        speed: float = 1.0,
+        version: int = 1,
     ) -> None:
+        super().__init__()
         self.world = world
         self.index = index
         self.name = name
         self.id = node_id
         self.slots = slots
         self.priority = priority
+        self.speed = speed
+        # What it speaks: one that is newer says more than the others understand.
+        self.version = version
         self.caps = Capabilities(
             name=name,
             arch="x86_64",
@@ -143,30 +73,42 @@ class Machine:
             libc="glibc",
             model="made up",
             labels=labels or {},
-            speeds={"python": 10.0},
+            speeds={"python": 10.0 * speed},
         )
         self.disk = Disk()
+        self.image: Disk | None = None
         self.node: n.Node | None = None
         self.life = 0
+        self._asking_until = 0
+        self.bulk = Objects(self)
+        self.lives: Lives = Links(self) if world.links else Lives(self)
         self.rate_permille = 1000
+        # How far its wall clock is off.
+        self.wall_ms = 0
         self._true0 = 0
         self._local0 = 1_000
         self.paused = False
         self.frozen = False
         self._paused_at = 0
-        self._frozen_at = 0
         self.inbox: list[n.AnyEvent] = []
-        self.processes: dict[e.Key, Process] = {}
-        self.objects: dict[bytes, int] = {}
+        self._delayed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.pins: dict[bytes, int] = {}
         self.stopping = False
         self.off_for_good = False
         self.crash_after: int | None = None
-        self._tick_at = 2**62
+        # The daemon stops after so many effects of its next turn, for so long.
+        self.stall_after: int | None = None
+        self.stall_ms = 0
+        self._undone: list[e.Effect] = []
+        # What happens to the order of events when a paused daemon goes on.
+        self.wakes: Callable[[list[n.AnyEvent]], None] | None = None
+        self._knows_full = False
+        # Did the node know of a full disk before the event that it handles?
+        self.was_full = False
+        self._tick_at = NEVER_MS
         self._spins = 0
-        self._last_ms = 0
 
-    # --- clock ------------------------------------------------------------------------------------
+    # --- clocks -----------------------------------------------------------------------------------
 
     def clock(self) -> int:
         """This machine's boot-time clock now."""
@@ -185,6 +127,10 @@ class Machine:
         """Begin a boot: another rate, and a first stamp."""
         self._true0, self._local0, self.rate_permille = self.world.now, local0, rate_permille
 
+    def wall(self) -> int:
+        """This machine's wall clock now; it may be wrong by years."""
+        return max(0, 1_700_000_000_000 + self.world.now + self.wall_ms)
+
     # --- life -------------------------------------------------------------------------------------
 
     @property
@@ -193,18 +139,33 @@ class Machine:
         return self.node is not None
 
     def start(self) -> None:
-        """Start a daemon: leftovers are killed, then a new incarnation serves."""
-        if self.up or self.frozen or self.off_for_good:
+        """Start a daemon: leftovers are killed, peers are asked, a new incarnation serves."""
+        world = self.world
+        if self.up or self.frozen or self.off_for_good or world.now < self._asking_until:
             return
         if self.processes and self.world.kill_leftovers:
             for process in list(self.processes.values()):
                 self._gone(process, "leftover")
+        if world.greets_first and len(world.machines) > 1:
+            self._asking_until = world.now + self.lives.asking_ms()
+            world.at(self._asking_until, self._asked)
+        else:
+            self._serve()
+
+    def _asked(self) -> None:
+        """Peers that could be reached have told what they know of this node (R-life-2)."""
+        if not (self.up or self.frozen or self.off_for_good):
+            self.disk.counter = max(self.disk.counter, self.lives.known_to_others())
+            self._serve()
+
+    def _serve(self) -> None:
         now_ms = self.clock()
-        self.disk.counter += 1
-        low = self.world.rng.getrandbits(32)
-        inc = incarnation(self.disk.counter, low)
+        disk = self.disk
+        disk.counter += 1
+        inc = incarnation(disk.counter, self.world.rng.getrandbits(32))
         self.life += 1
         self.inbox.clear()
+        self._delayed.clear()
         self.pins.clear()
         node = n.Node(
             self.id,
@@ -216,20 +177,25 @@ class Machine:
             heartbeat_ms=self.world.heartbeat_ms,
         )
         self.node = node
-        self.stopping = False
-        self.paused = False
-        node.out.mark = 0
-        self.world.told(f"{self.name} starts life {self.disk.counter}")
+        self.stopping = self.paused = self._knows_full = False
+        self.world.told(f"{self.name} starts life {disk.counter}")
         self.world.observer.started(self)
-        disk = self.disk
-        node.owner.restore(
-            tuple(disk.tasks.values()),
-            tuple(disk.attempts.values()),
-            tuple(disk.ends.values()),
-            now_ms,
-        )
-        node.worker.restore(tuple(disk.spool.values()), now_ms)
-        self._run(n.Tick())
+        tasks, attempts = disk.accepted(self.wall()), tuple(disk.attempts.values())
+        ends, spool = tuple(disk.ends.values()), tuple(disk.spool.values())
+        # Only what the journal needs outlives a restart.
+        kept = objects_of((*tasks, *ends, *spool))
+        disk.objects = {one: size for one, size in disk.objects.items() if one in kept}
+        node.owner.restore(tasks, attempts, ends, now_ms)
+        node.worker.restore(spool, now_ms)
+        life = self.life
+        if disk.drains:
+            self._run(n.Drain(True))
+        if disk.full and self.life == life:
+            self.notice_space()
+        if self.life == life:
+            self._run(n.Tick())
+        if self.life == life:
+            self.lives.begin()
 
     def crash(self, *, power: bool, keep: int = 0) -> None:
         """The daemon dies; with `power` the machine too.  `keep` unflushed groups survive."""
@@ -237,21 +203,27 @@ class Machine:
             return
         how = "loses power" if power else "daemon dies"
         self.world.told(f"{self.name} {how}")
-        disk = self.disk
-        disk.sync(disk.pending[keep - 1][0] if 0 < keep <= len(disk.pending) else -1)
-        disk.pending.clear()
+        self.disk.lose_pending(keep)
         self.world.observer.crashed(self)
         self.node = None
         self.life += 1
-        self._tick_at = 2**62
+        self.bulk.pulls.clear()
+        self._tick_at = NEVER_MS
         self.paused = False
-        self.crash_after = None
+        self.crash_after = self.stall_after = None
+        self._undone = []
         if power:
             self.frozen = False
             for process in list(self.processes.values()):
                 self._gone(process, "power")
-            local0 = self.world.rng.choice((0, 500, 20_000, 200_000))
-            self.set_clock(self.rate_permille, local0)
+            self.set_clock(self.rate_permille, self.world.rng.choice(BOOTS_MS))
+
+    def new_life(self, above: int) -> None:
+        """The node itself wants another life: it was told that it forgot some."""
+        self.world.told(f"{self.name} forgot its lives up to {above}")
+        self.disk.counter = max(self.disk.counter, above)
+        self.crash(power=False, keep=len(self.disk.pending))
+        self.start()
 
     def pause(self) -> None:
         """The daemon stands still; its supervisor does not."""
@@ -266,14 +238,29 @@ class Machine:
             return
         self.world.told(f"{self.name} resumes")
         self.paused = False
-        gap_ms = self.world.now - self._paused_at
+        gap_ms = self.local(self.world.now) - self.local(self._paused_at)
         inbox, self.inbox = self.inbox, []
+        delayed, self._delayed = self._delayed, []
+        if self.wakes is not None:
+            self.wakes(inbox)
         life = self.life
-        if gap_ms > SUSPECT_GAP_MS:
+        # First the rest of the turn in which it was stopped, decided before the pause.
+        undone, self._undone = self._undone, []
+        self.was_full = False
+        self._perform(undone)
+        if self.life != life:
+            return
+        if gap_ms > OVERSLEPT_MS:
             self._run(n.Overslept(gap_ms))
-        for event in inbox:
+        if self.life == life and len(inbox) > 1 and self.world.batches:
+            self._run_all(inbox)
+        else:
+            for event in inbox:
+                if self.life == life:
+                    self._run(event)
+        for call, args in delayed:
             if self.life == life:
-                self._run(event)
+                call(*args)
         if self.life == life:
             self._run(n.Tick(gap_ms))
 
@@ -283,9 +270,7 @@ class Machine:
             return
         self.pause()
         self.frozen = True
-        self._frozen_at = self.world.now
-        for process in self.processes.values():
-            process.left = process.ends - self.world.now
+        self._stand_still()
         self.world.told(f"{self.name} freezes")
 
     def thaw(self) -> None:
@@ -294,16 +279,7 @@ class Machine:
             return
         self.world.told(f"{self.name} thaws")
         self.frozen = False
-        now_ms = self.clock()
-        for process in list(self.processes.values()):
-            process.ends = self.world.now + max(process.left, 0)
-            if process.dying:
-                self._gone(process, "killed")
-            elif now_ms >= process.deadline_ms:
-                self._gone(process, "lapsed")
-            else:
-                self.world.at(process.ends, self._exits, process)
-                self._watch(process)
+        self._go_on()
         self.resume()
 
     def leave(self) -> None:
@@ -313,17 +289,97 @@ class Machine:
         self.world.told(f"{self.name} leaves")
         self.stopping = True
         life = self.life
-        self._run(n.Drain(True))
-        for process in list(self.processes.values()):
-            if self.life == life:
-                self._gone(process, "ordered")
-        if self.life == life and self.node is not None:
-            inc = self.node.inc
-            for peer in self.world.machines:
-                if peer is not self:
-                    self.world.send(self, peer.id, m.Goodbye(inc))
-            self.disk.sync(2**62)
-            self.crash(power=False)
+        self._run(n.Leave())
+        self._leaving(life, self.world.now + STOP_MS)
+
+    def _leaving(self, life: int, until_ms: int) -> None:
+        """Wait until everything has ended and is flushed, but not for ever."""
+        node = self.node
+        if self.life != life or node is None:
+            return
+        idle = not self.processes and not node.worker.running
+        if idle and node.out.flushed >= node.out.mark and not self.paused:
+            self._say_goodbye()
+        elif self.world.now >= until_ms:
+            self.crash(power=False, keep=len(self.disk.pending))
+        else:
+            self.world.at(self.world.now + 20, self._leaving, life, until_ms)
+
+    def retire(self, life: int = -1) -> None:
+        """Drain, and leave when nothing runs any more."""
+        if not self.up or self.paused or (life >= 0 and life != self.life):
+            return
+        if life < 0:
+            self.world.told(f"{self.name} retires")
+            life = self.life
+            self._run(n.Drain(True))
+        if self.life != life or self.node is None or not self.node.worker.draining:
+            return
+        if self.node.worker.works or self.processes:
+            self.world.at(self.world.now + 100, self.retire, life)
+        else:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        if self.node is None:
+            return
+        inc = self.node.inc
+        for peer in self.world.machines:
+            if peer.id != self.id:
+                self.world.send(self, peer.id, m.Goodbye(inc))
+        self.crash(power=False, keep=len(self.disk.pending))
+
+    # --- the disk ---------------------------------------------------------------------------------
+
+    def fill_disk(self, full: bool) -> None:
+        """The disk has no room left, or has room again; the daemon notices a little later."""
+        self.world.told(f"{self.name} disk {'full' if full else 'free'}")
+        self.disk.full = full
+        self.world.at(self.world.now + self.world.rng.randrange(300), self.notice_space)
+
+    def notice_space(self) -> None:
+        """The daemon looks at the room on its disk."""
+        if self.node is not None and self._knows_full != self.disk.full:
+            self._knows_full = self.disk.full
+            self.feed(n.Space(self.disk.full))
+
+    def fail_flush(self, after: int) -> None:
+        """So many flushes later one fails; what it held may or may not be on the disk."""
+        self.disk.flushes_left = after
+
+    def take_image(self) -> None:
+        """Remember the disk as it is now."""
+        self.image = self.disk.image()
+
+    def roll_back(self) -> None:
+        """The power fails, and what comes back is the disk of an earlier moment."""
+        image = self.image
+        if image is None or not self.up:
+            return
+        self.image = None
+        self.crash(power=True)
+        changed = self.disk.changed_since(image)
+        self.world.told(f"{self.name} disk is rolled back to life {image.counter}")
+        self.disk = image
+        self.world.observer.rolled_back(self, changed)
+
+    def damage(self, rng: Random) -> None:
+        """The power fails, and some rows of the journal are not what was written."""
+        if not self.up:
+            return
+        self.crash(power=True)
+        told, gone = self.disk.damage(rng)
+        self.world.told(f"{self.name} has damaged rows")
+        self.world.damaged |= told | gone
+        self.world.observer.rolled_back(self, told)
+
+    def evict(self) -> None:
+        """Throw away every object that nothing pins."""
+        if not self.up:
+            return
+        for digest in [one for one in self.disk.objects if one not in self.pins]:
+            del self.disk.objects[digest]
+            self.feed(n.Evicted(digest))
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -336,54 +392,122 @@ class Machine:
         else:
             self._run(event)
 
+    def from_peer(self, event: n.FromPeer) -> None:
+        """Messages of a peer came; those of one that is shunned count for nothing.
+
+        Nor do those of a life that is over, where sessions are taken seriously (R-link-6).
+        """
+        if event.node in self.lives.shunned:
+            return
+        if self.world.strict and self.lives.is_over(event.node, event.inc):
+            return
+        self.feed(event)
+
+    def driver(self, call: Callable[..., None], *args: Any) -> None:
+        """Something for the daemon outside its node; while it stands still, it waits."""
+        if self.node is None:
+            return
+        if self.paused:
+            self._delayed.append((call, args))
+        else:
+            call(*args)
+
     def _run(self, event: n.AnyEvent) -> None:
         node = self.node
         if node is None:
             return
-        world = self.world
-        now_ms = max(self.clock(), self._last_ms if self._true0 == 0 else 0)
-        world.remember(self, event, now_ms)
+        now_ms = self.clock()
+        self.world.remember(self, event, now_ms)
+        self.was_full = node.owner.full
         try:
             effects = node.handle(event, now_ms)
         except BlackroadError as error:
-            world.broken("core", f"{self.name}: {type(error).__name__}: {error}")
-            raise
+            self._fails(error)
+            return
+        if self._perform(effects):
+            self.world.observer.after(self, event)
+            self._arm(type(event) is n.Tick)
+
+    def _run_all(self, events: list[n.AnyEvent]) -> None:
+        """What one turn of the daemon's loop brought, settled once."""
+        node = self.node
+        if node is None:
+            return
+        now_ms = self.clock()
+        for event in events:
+            self.world.remember(self, event, now_ms)
+        self.was_full = False
+        try:
+            effects = node.handle_all(events, now_ms)
+        except BlackroadError as error:
+            self._fails(error)
+            return
+        if self._perform(effects):
+            self.world.observer.after(self, events[-1])
+            self._arm(False)
+
+    def _fails(self, error: BlackroadError) -> None:
+        self.world.broken("core", f"{self.name}: {type(error).__name__}: {error}")
+
+    def _perform(self, effects: list[e.Effect]) -> bool:
+        """Carry out effects in order; return whether the turn came to its end in this life."""
         life = self.life
-        limit = self.crash_after
+        crash, stall = self.crash_after, self.stall_after
+        together: dict[bytes, list[m.Message]] | None = {} if self.world.batches else None
         for count, effect in enumerate(effects):
-            if limit is not None and count >= limit:
+            if crash is not None and count >= crash:
                 self.crash(power=False)
-                world.at(world.now + 500, self.start)
-                return
+                self.world.at(self.world.now + 500, self.start)
+                return False
+            if stall is not None and count >= stall:
+                self._stall(together, effects[count:])
+                return False
+            if together is not None and type(effect) is e.Send:
+                self.world.observer.sent(self, effect)
+                together.setdefault(effect.to, []).append(effect.message)
+                continue
             self._execute(effect)
             if self.life != life:
-                return
-        world.observer.after(self, event)
-        self._arm(event)
+                return False
+        self._leave_together(together)
+        return self.life == life
 
-    def _arm(self, event: n.AnyEvent) -> None:
+    def _stall(self, together: dict[bytes, list[m.Message]] | None, rest: list[e.Effect]) -> None:
+        """The daemon is stopped in the middle of a turn: what it decided happens much later."""
+        sends = [e.Send(to, one) for to, messages in (together or {}).items() for one in messages]
+        self.stall_after = None
+        self._undone = [*sends, *rest]
+        self.pause()
+        self.world.at(self.world.now + self.stall_ms, self.resume)
+
+    def _leave_together(self, together: dict[bytes, list[m.Message]] | None) -> None:
+        """What one turn produced for one peer leaves in one piece (R-path-5)."""
+        for to, messages in (together or {}).items():
+            self.world.send_all(self, to, messages)
+
+    def _arm(self, ticked: bool) -> None:
         """Order the next Tick; a node that asks for one at once, again and again, spins."""
         node = self.node
         if node is None:
             return
-        due = max(self.true(node.next_deadline_ms()), self.world.now + 1)
-        if isinstance(event, n.Tick):
-            self._spins = self._spins + 1 if due <= self.world.now + 2 else 0
-            if self._spins > 60:
+        now = self.world.now
+        due = max(self.true(node.next_deadline_ms()), now + 1)
+        if ticked:
+            self._spins = self._spins + 1 if due <= now + 2 else 0
+            if self._spins > SPINS_MAX:
                 self.world.broken("spins", f"{self.name} wants to be woken without end")
-        if due < self._tick_at or self._tick_at <= self.world.now:
+        if due < self._tick_at or self._tick_at <= now:
             self._tick_at = due
             self.world.at(due, self._tick, self.life, due)
 
     def _tick(self, life: int, due: int) -> None:
         if life != self.life or due != self._tick_at or self.node is None:
             return
-        self._tick_at = 2**62
+        self._tick_at = NEVER_MS
         if self.paused:
             return
-        node = self.node
-        if node.next_deadline_ms() > self.clock():
-            self._arm(n.Drain(False))
+        if self.node.next_deadline_ms() > self.clock():
+            self._arm(False)
             return
         self._run(n.Tick())
 
@@ -403,35 +527,46 @@ class Machine:
             case e.Start():
                 self._start_process(effect)
             case e.Extend():
-                process = self.processes.get(effect.key)
-                if process is not None:
-                    process.deadline_ms = max(process.deadline_ms, effect.deadline_ms)
+                self._extend(effect)
             case e.Kill():
-                process = self.processes.get(effect.key)
-                if process is not None:
-                    self._kill(process, "killed")
+                self._kill(self.processes.get(effect.key), "killed")
             case e.Persist():
-                self.disk.pending.append((effect.mark, effect.rows))
-                world.observer.persisted(self, effect)
-                world.at(world.now + world.flush_ms(), self._flush, self.life, effect.mark)
+                self._persist(effect)
             case e.Fetch():
-                self._fetch(effect)
+                self.bulk.fetch(effect)
             case e.Pin():
                 self.pins[effect.digest] = self.pins.get(effect.digest, 0) + 1
             case e.Unpin():
                 self._unpin(effect.digest)
             case e.Note():
-                world.noted(self, effect)
+                self._noted(effect)
+            case e.KeepDrain():
+                self.disk.drains = effect.on
+            case e.NewLife():
+                self.new_life(effect.above)
+            case e.Shun():
+                self.lives.shun(effect.node, effect.reason)
             case e.Lookup():
                 pass
             case _:
                 world.broken("effect", f"unknown effect {effect!r}")
 
+    def _persist(self, persist: e.Persist) -> None:
+        world = self.world
+        self.disk.write(persist.mark, persist.rows, self.wall())
+        world.observer.persisted(self, persist)
+        world.at(world.now + world.flush_ms(), self._flush, self.life, persist.mark)
+
     def _flush(self, life: int, mark: int) -> None:
         if life != self.life:
             return
-        self.disk.sync(mark)
-        self.feed(n.Flushed(mark), life)
+        if self.disk.sync(mark):
+            self.feed(n.Flushed(mark), life)
+            return
+        self.world.told(f"{self.name} cannot flush")
+        rng = self.world.rng
+        self.crash(power=False, keep=rng.randrange(1 + len(self.disk.pending)))
+        self.world.at(self.world.now + rng.choice((200, 3_000)), self.start)
 
     def _unpin(self, digest: bytes) -> None:
         left = self.pins.get(digest, 0) - 1
@@ -442,148 +577,25 @@ class Machine:
         else:
             self.pins.pop(digest, None)
 
-    def evict(self) -> None:
-        """Throw away every object that nothing pins."""
-        if not self.up:
-            return
-        for digest in [one for one in self.objects if one not in self.pins]:
-            del self.objects[digest]
-            self.feed(n.Evicted(digest))
+    def _noted(self, note: e.Note) -> None:
+        self.world.noted(self, note)
+        if note.name.startswith("node."):
+            peer = note.facts.get("node")
+            if note.name in ("node.died", "node.left"):
+                for other in self.world.machines:
+                    if short(other.id) == peer:
+                        self.bulk.holder_gone(other.id)
+                        self.lives.died(other)
+            elif note.name in ("node.joined", "node.reincarnated"):
+                for other in self.world.machines:
+                    if other is not self and short(other.id) == peer:
+                        self.lives.greet(other)
 
-    # --- objects ----------------------------------------------------------------------------------
+    # --- peers ------------------------------------------------------------------------------------
 
-    def _fetch(self, fetch: e.Fetch) -> None:
-        delay_ms = self.world.rng.randrange(1, 60)
-        self.world.at(self.world.now + delay_ms, self._pull, fetch, self.life, 0)
+    def routed(self, node: bytes) -> Machine | None:
+        """The machine that this one believes to be that node."""
+        return self.lives.routes.get(node) or self.world.by_id.get(node)
 
-    def _pull(self, fetch: e.Fetch, life: int, tries: int) -> None:
-        if life != self.life or self.node is None:
-            return
-        world = self.world
-        digest = fetch.ref.digest
-        found = digest in self.objects
-        gone = False
-        if not found and fetch.client:
-            found = world.client_has(fetch.client, digest)
-            gone = not found
-        elif not found:
-            holder = world.by_id.get(fetch.holder)
-            link = holder is not None and all(
-                world.network.connected(a, b, DIRECT)
-                for a, b in ((self.index, holder.index), (holder.index, self.index))
-            )
-            if holder is not None and link and holder.up and not holder.paused:
-                found = digest in holder.objects
-                gone = not found
-        if found and not world.fetch_fails():
-            self.objects[digest] = fetch.ref.size
-            self.feed(n.Fetched(digest), life)
-        elif gone or tries >= 24:
-            self.feed(n.FetchFailed(digest, "no holder has it", gone), life)
-        else:
-            world.at(world.now + 1000, self._pull, fetch, life, tries + 1)
-
-    # --- processes --------------------------------------------------------------------------------
-
-    def _start_process(self, start: e.Start) -> None:
-        world = self.world
-        node = self.node
-        if node is None:
-            return
-        plan = world.plan(start.task)
-        for part in (start.code, start.work):
-            if isinstance(part, m.Ref) and part.digest not in self.objects:
-                world.broken("objects", f"{self.name} starts a task without its input")
-        run_ms = max(plan.run_ms, 0)
-        process = Process(self, start, node.inc, plan, world.now + run_ms)
-        world.observer.starts(self, process)
-        self.processes[start.key] = process
-        world.told(f"{self.name} runs {world.names.task(start.task)}")
-        world.at(process.ends, self._exits, process)
-        self._watch(process)
-
-    def _watch(self, process: Process) -> None:
-        at = max(self.true(process.deadline_ms), self.world.now)
-        self.world.at(at, self._supervise, process, self._true0)
-
-    def _supervise(self, process: Process, boot: int) -> None:
-        """The supervisor's own look at the deadline; it needs no daemon."""
-        gone = self.processes.get(process.key) is not process or boot != self._true0
-        if gone or self.frozen:
-            return
-        if self.clock() >= process.deadline_ms:
-            self._kill(process, "lapsed")
-        else:
-            self._watch(process)
-
-    def _kill(self, process: Process, why: str) -> None:
-        if process.dying:
-            return
-        process.dying = True
-        delay_ms = self.world.kill_ms()
-        self.world.at(self.world.now + delay_ms, self._dies, process, why)
-
-    def _dies(self, process: Process, why: str) -> None:
-        if self.frozen:
-            return
-        if self.processes.get(process.key) is process:
-            self._gone(process, why)
-
-    def _gone(self, process: Process, why: str) -> None:
-        """A process tree is proven gone without an exit of its own."""
-        del self.processes[process.key]
-        world = self.world
-        world.observer.gone(self, process)
-        node = self.node
-        if node is None or node.inc != process.inc or why in ("power", "leftover"):
-            return
-        if why == "killed":
-            self.feed(n.Killed(process.key))
-        elif why == "ordered":
-            self.feed(n.Finished(process.key, m.Status.STOPPED, b"", m.Facts()))
-        else:
-            self.feed(n.Finished(process.key, m.Status.LAPSED, b"", m.Facts()))
-
-    def _exits(self, process: Process) -> None:
-        if self.frozen or self.processes.get(process.key) is not process:
-            return
-        world = self.world
-        if process.ends > world.now:
-            return
-        fate = process.fate
-        task = process.start.task
-        if fate == "poison":
-            world.told(f"{world.names.task(task)} takes {self.name} down")
-            world.observer.poisoned(task)
-            self.crash(power=True, keep=len(self.disk.pending))
-            world.at(world.now + 3000, self.start)
-            return
-        if fate == "hang":
-            return
-        del self.processes[process.key]
-        run_us = process.plan.run_ms * 1000
-        node = self.node
-        result: m.Payload = b""
-        status = STATUS[fate]
-        facts = m.Facts(run_us)
-        if status is m.Status.DONE:
-            text = f"{task.hex()}:{process.key[1]}:{self.name}"
-            result = text.encode()
-            if process.plan.large:
-                digest = hashlib.blake2b(result, digest_size=32).digest()
-                self.objects[digest] = 100_000
-                result = m.Ref(digest, 100_000)
-        world.told(f"{world.names.task(task)} ends on {self.name}: {fate}")
-        world.observer.finished(self, process, status, result)
-        if node is not None and node.inc == process.inc:
-            self.feed(n.Finished(process.key, status, result, facts))
-
-
-STATUS = {
-    "done": m.Status.DONE,
-    "fail": m.Status.FAILED,
-    "crash": m.Status.CRASHED,
-    "oom": m.Status.OUT_OF_MEMORY,
-}
 
 __all__ = ["DIRECT", "TELEMETRY", "Machine", "Plan", "Process"]

@@ -1,52 +1,65 @@
 """From one seed to one history: which faults are on, how many nodes, what work, what breaks when.
 
-First faults are on and every invariant must hold; then a core of nodes heals, the rest may stay
-broken for ever, and everything accepted that the core can run must end.
+Everything is drawn at the start, whether it is used or not, so that single faults, clients, submits
+and tasks can be left out and the rest stays what it was.  First faults are on and every invariant
+must hold; then a core of nodes heals, the rest may stay broken for ever, and everything accepted
+that the core can run must end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from random import Random
 from typing import Any, NamedTuple
 
+from blackroad import node as n
 from blackroad.bus import messages as m
-from blackroad.requirements import Needs
+from tests.sim import liveness, tiny
+from tests.sim.clients import Client
 from tests.sim.cluster import Broken, Cluster
-from tests.sim.machine import Machine, Plan
-from tests.sim.network import DIRECT, PATHS, TELEMETRY, Weather
+from tests.sim.faults import COUNTS, EARLIEST_MS, LASTS_MS, Deed, Faults
+from tests.sim.lives import ASKING_MS
+from tests.sim.machine import Machine
+from tests.sim.mixes import FIRST_MS, NEEDS, Member, Submission, Work
+from tests.sim.network import BULK, DIRECT, PATHS, TELEMETRY, Weather
 
-FAULTS = (
-    "loss",
-    "double",
-    "jitter",
-    "hold",
-    "cut",
-    "one_way",
-    "path_cut",
-    "daemon_crash",
-    "mid_crash",
-    "power_cut",
-    "pause",
-    "freeze",
-    "drain",
-    "leave",
-    "clocks",
-    "client_death",
-    "cancel",
-    "fetch",
-    "evict",
-    "mad_table",
-    "slow_disk",
-    "slow_kill",
-    "unseen",
-    "broken_rest",
+# Kinds that are on or off for the whole history; those that happen at a moment are in `faults.py`.
+CONDITIONS = (
+    *("loss", "double", "jitter", "hold", "slow_links", "stale_bursts"),
+    *("clocks", "slow_disk", "slow_kill", "fetch", "flips"),
+    *("unseen", "client_death", "client_retry", "slow_reader", "cancel"),
+    *(
+        "real_links",
+        "versions",
+        "tiny_limits",
+        "many_users",
+        "many_nodes",
+        "heavy_work",
+        "broken_rest",
+    ),
 )
-LEASES_MS = (0, 5_000, 5_000, 8_000)
-SETTLE_MS = 30_000
+FAULTS = (*CONDITIONS, *Faults.kinds())
+# After these nobody knows what was promised to whom: with much else on they only hide it.
+LIARS = frozenset({"clone", "roll_back"})
+LIARS_KINDS_MAX = 8
+# Under these links and daemons work as if nothing happened.
+HARMLESS_KINDS = frozenset(
+    {
+        *("clone", "clocks", "slow_disk", "slow_kill", "unseen", "client_death", "client_retry"),
+        *("slow_reader", "cancel", "many_users", "heavy_work", "evict", "ask", "wall_jump"),
+    }
+)
+HEARTBEATS_MS = (0, 0, 0, 500, 1_000)
+NODES = (1, 2, 2, 3, 3, 3, 4, 5)
+MANY_NODES = (6, 7, 8, 9)
+FAULT_MS = (3_000, 6_000, 12_000, 30_000)
 PATIENCE_MS = 1_500_000
-# All runs of all tasks together, one after the other: patience must be enough for one slot.
-WORK_MS = 500_000
-NEEDS = Needs().to_wire()
+# Somebody looks so often after nodes that were told they are clones.
+RESTARTS_MAX = 4
+# A life is noticed that was forgotten: doubt, and the life after it.
+FORGOTTEN_MS = 40_000
+CLONE_LOOK_MS = 7_000
+BROKEN = ("off", "off", "deaf", "dumb", "half", "frozen")
 
 
 class Result(NamedTuple):
@@ -62,278 +75,305 @@ class Result(NamedTuple):
     starts: int
 
 
+class Box(NamedTuple):
+    """One machine as it is drawn."""
+
+    slots: int
+    ssd: bool
+    priority: int
+    rate_permille: int
+    boot_ms: int
+    wall_ms: int
+    version: int
+    start_ms: int
+
+
 class Swarm:
     """One seed's choices, and the hand that carries them out."""
 
-    def __init__(self, seed: int, force: tuple[str, ...] = (), **world: Any) -> None:
-        self.rng = rng = Random(seed * 7919 + 17)
-        self.faults = frozenset(name for name in FAULTS if rng.random() < 0.25)
-        if rng.random() < 0.06:
-            self.faults = frozenset()
-        self.faults |= frozenset(force)
-        on = self.faults.__contains__
-        weather = Weather(
-            delay_ms=rng.choice((0, 1, 2, 20)),
-            jitter_ms=rng.choice((50, 500, 3_000)) if on("jitter") else rng.choice((0, 1, 3)),
-            loss_permille=rng.choice((10, 100, 300)) if on("loss") else 0,
-            double_permille=rng.choice((20, 200)) if on("double") else 0,
-            hold_permille=rng.choice((5, 50)) if on("hold") else 0,
-            hold_ms=rng.choice((3_000, 30_000)) if on("hold") else 100,
+    def __init__(
+        self,
+        seed: int,
+        force: Collection[str] = (),
+        drop: Collection[str] = (),
+        salt: int = 0,
+        **world: Any,
+    ) -> None:
+        self.seed = seed
+        self.drop = frozenset(drop)
+        rng = self._rng("shape")
+        drawn = _kinds(rng) | frozenset(force)
+        self.faults = drawn - self.drop
+        self.fault_ms = rng.choice(FAULT_MS)
+        self.boxes = self._boxes(drawn)
+        self.weather = self._weather()
+        wire = rng.random() < 0.15
+        self.world = Cluster(
+            self._rng(f"world {salt}").getrandbits(60),
+            weather=self.weather,
+            wire=wire or "versions" in self.faults,
+            heartbeat_ms=rng.choice(HEARTBEATS_MS),
+            batches=rng.random() < 0.6,
+            greets=rng.random() < 0.8 or bool(self.faults & LIARS),
+            links=rng.random() < 0.15 or "real_links" in self.faults,
+            **world,
         )
-        self.weather = weather
-        self.world = Cluster(rng.getrandbits(60), weather=weather, wire=rng.random() < 0.2, **world)
-        self.world.flush_ms_max = 400 if on("slow_disk") else 8
-        self.world.kill_ms_max = 950 if on("slow_kill") else 50
-        self.world.fetch_failure_permille = 200 if on("fetch") else 0
-        self.world.unseen_permille = 300 if on("unseen") else 0
-        self.fault_ms = rng.choice((5_000, 20_000, 45_000))
-        self._tasks = 0
-        self._left_ms = WORK_MS
+        self.world.greets_first = self.world.greets and rng.random() < 0.5
+        self.world.strict = self.world.greets and rng.random() < 0.5
+        self._set_chances(rng)
+        self.small = tiny.drawn(self._rng("tiny")) if "tiny_limits" in self.faults else {}
+        self.work = Work(self._rng("work"), drawn, len(self.boxes), self.fault_ms)
+        self.deeds = self._deeds(drawn)
+        self.hand = Faults(self.world)
+        self.hand.only_clones = self.faults <= HARMLESS_KINDS
+        self.rest: list[Machine] = []
+        self.clients: dict[str, Client] = {}
+        self.items: dict[str, str] = {}
         self._make_machines()
-        self._make_clients()
+        self._make_work()
         self._make_faults()
+
+    def _rng(self, part: str) -> Random:
+        """Each part of a history has its own generator: parts can be left out."""
+        return Random(f"{self.seed} {part}")
+
+    def options(self) -> list[str]:
+        """The whole history in readable lines."""
+        boxes = ", ".join(f"n{i}: {box.slots} slots" for i, box in enumerate(self.boxes))
+        lines = [
+            f"seed {self.seed}: {boxes}",
+            f"weather: {self.weather}",
+            f"faults for {self.fault_ms} ms: {', '.join(sorted(self.faults)) or 'none'}",
+            f"heartbeat {self.world.heartbeat_ms}, batches {self.world.batches}, greets "
+            f"{self.world.greets} (first {self.world.greets_first}), links {self.world.links}",
+        ]
+        if self.small:
+            lines.append(f"limits: {self.small}")
+        lines.extend(f"{name}: {text}" for name, text in self.items.items())
+        return lines
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    def _weather(self) -> Weather:
+        rng, on = self._rng("weather"), self.faults.__contains__
+        jitter_ms, loss = rng.choice((50, 500, 3_000)), rng.choice((10, 100, 300))
+        calm_ms = rng.choice((0, 1, 3))
+        double, hold = rng.choice((20, 200)), rng.choice((5, 50))
+        hold_ms, rate = rng.choice((3_000, 30_000)), rng.choice((30, 300, 3_000))
+        line, kept = rng.choice((0, 20_000, 600_000)), rng.choice((3, 1_000))
+        return Weather(
+            delay_ms=rng.choice((0, 1, 2, 20)),
+            jitter_ms=jitter_ms if on("jitter") else calm_ms,
+            loss_permille=loss if on("loss") else 0,
+            double_permille=double if on("double") else 0,
+            hold_permille=hold if on("hold") else 0,
+            hold_ms=hold_ms if on("hold") else 100,
+            bytes_per_ms=rate if on("slow_links") else 0,
+            line_bytes=line if on("slow_links") else 0,
+            kept_max=kept if on("stale_bursts") else 0,
+        )
+
+    def _boxes(self, drawn: Collection[str]) -> list[Box]:
+        rng, on = self._rng("boxes"), self.faults.__contains__
+        boxes = []
+        for index in range(rng.choice(MANY_NODES if "many_nodes" in drawn else NODES)):
+            slots, ssd = rng.choice((1, 1, 2, 2, 4)), rng.random() < 0.4
+            priority = rng.choice((0, 0, 0, 1, -128)) if index else 0
+            rate, boot_ms = rng.choice((990, 1000, 1010, 955, 1045)), rng.choice(BOOTS_MS)
+            wall_ms, newer = rng.choice(WALLS_MS), rng.random() < 0.5
+            start_ms = rng.choice((0, rng.randrange(3_000)))
+            boxes.append(
+                Box(
+                    slots,
+                    ssd,
+                    priority,
+                    rate if on("clocks") else 1000,
+                    boot_ms if on("clocks") else 1_000,
+                    wall_ms if on("wall_jump") else 0,
+                    2 if newer and on("versions") else 1,
+                    start_ms,
+                )
+            )
+        return boxes
+
+    def _deeds(self, drawn: Collection[str]) -> list[Deed]:
+        deeds = []
+        for kind in Faults.kinds():
+            if kind not in drawn:
+                continue
+            rng = self._rng(kind)
+            for number in range(rng.choice(COUNTS)):
+                deeds.append(
+                    Deed(
+                        f"{kind}#{number}",
+                        kind,
+                        rng.randrange(len(self.boxes)),
+                        rng.randrange(EARLIEST_MS, 3_000 + self.fault_ms),
+                        rng.choice(LASTS_MS),
+                        rng.getrandbits(40),
+                    )
+                )
+        return deeds
+
+    def _set_chances(self, rng: Random) -> None:
+        world, on = self.world, self.faults.__contains__
+        lost, flipped, unseen = rng.choice((50, 300)), rng.choice((5, 300)), 300
+        world.flush_ms_max = 400 if on("slow_disk") else 8
+        world.kill_ms_max = 950 if on("slow_kill") else 50
+        world.bulk_loss_permille = lost if on("fetch") else 0
+        world.flip_permille = flipped if on("flips") else 0
+        world.unseen_permille = unseen if on("unseen") else 0
 
     # --- the cluster ------------------------------------------------------------------------------
 
     def _make_machines(self) -> None:
-        rng, world = self.rng, self.world
-        for index in range(rng.choice((1, 2, 2, 3, 3, 3, 4, 5, 6))):
-            labels = {"disk": "ssd"} if rng.random() < 0.4 else None
+        world = self.world
+        for index, box in enumerate(self.boxes):
             machine = world.add_machine(
                 f"n{index}",
-                rng.choice((1, 1, 2, 2, 4)),
-                labels=labels,
-                priority=rng.choice((0, 0, 0, 1, -128)) if index else 0,
+                box.slots,
+                labels={"disk": "ssd"} if box.ssd else None,
+                priority=box.priority,
+                version=box.version,
             )
-            if "clocks" in self.faults:
-                rate = rng.choice((990, 1000, 1010, 955, 1045))
-                machine.set_clock(rate, rng.choice((0, 1_000, 500_000, 10**9)))
-            world.at(rng.choice((0, rng.randrange(3_000))), machine.start)
+            machine.set_clock(box.rate_permille, box.boot_ms)
+            machine.wall_ms = box.wall_ms
+            world.at(box.start_ms, machine.start)
 
-    def _make_clients(self) -> None:
-        rng, world = self.rng, self.world
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            client = world.add_client(rng.choice(world.machines))
-            world.at(rng.randrange(3_200), client.open)
-            mixes = [self._mix() for _ in range(rng.choice((1, 1, 2, 3)))]
-            for _ in range(rng.choice((1, 2, 4, 8))):
-                spec, durable, plans = rng.choice(mixes)
-                when = rng.randrange(3_200, 3_200 + self.fault_ms)
-                world.at(when, self._submit, client, spec, durable, plans)
-            if "client_death" in self.faults and rng.random() < 0.5:
-                world.at(rng.randrange(3_200, 3_200 + self.fault_ms), client.die)
+    def _make_work(self) -> None:
+        world = self.world
+        for member in self.work.members:
+            self.items[member.name] = member.told()
+            if member.name in self.drop:
+                continue
+            client = world.add_client(world.machines[member.machine], member.session)
+            client.slow_ms, client.says_seen = member.slow_ms, member.says_seen
+            self.clients[member.name] = client
+            world.at(member.opens_ms, client.open)
+            if member.dies_ms >= 0:
+                world.at(member.dies_ms, self._dies, client, member)
+        for one in self.work.submissions:
+            self.items[one.name] = one.told()
+            for piece in one.pieces:
+                self.items[piece.name] = f"a task of {one.name}"
+            if one.name not in self.drop and one.client in self.clients:
+                world.at(one.when_ms, self._submit, one)
 
-    def _mix(self) -> tuple[m.ClassSpec, bool, tuple[Plan, ...]]:
-        """One kind of task."""
-        rng = self.rng
-        run_ms = rng.choice((1, 1, 20, 200, 2_000, 9_000, 60_000))
-        fate = rng.choice(("done",) * 8 + ("fail", "crash", "oom", "poison", "hang"))
-        needs = Needs(labels={"disk": "ssd"}).to_wire() if rng.random() < 0.15 else NEEDS
-        lease_ms = rng.choice(LEASES_MS)
-        nodes = len(self.world.machines)
-        gang = 2 if nodes > 1 and rng.random() < 0.12 else 1
-        timeout_ms = run_ms // 2 + 2_000 if fate == "hang" or rng.random() < 0.1 else 0
-        spec = m.ClassSpec(
-            needs,
-            priority=rng.choice((0, 0, 0, 5, -3)),
-            user=rng.choice(("", "ann", "bob")),
-            gang=gang,
-            exclusive=gang == 1 and rng.random() < 0.08,
-            pure=gang == 1 and rng.random() < 0.25,
-            once=rng.random() < 0.08,
-            retries=rng.choice((0, 0, 2)),
-            timeout_ms=timeout_ms,
-            lease_ms=lease_ms,
-            name=rng.choice(("pi", "fib", "wave")),
-        )
-        bad = rng.choice((1, 2, 3, 10**9))
-        large = rng.random() < 0.2
-        plans = tuple(
-            Plan(max(1, int(run_ms * rng.choice((0.5, 1, 1, 2)))), fate, bad, large)
-            for _ in range(3)
-        )
-        return spec, rng.random() < 0.5, plans
+    def _dies(self, client: Client, member: Member) -> None:
+        client.die()
+        if member.heir_ms >= 0:
+            self.world.at(self.world.now + member.heir_ms, self._inherit, client, member.name)
 
-    def _submit(
-        self, client: Any, spec: m.ClassSpec, durable: bool, plans: tuple[Plan, ...]
-    ) -> None:
-        rng, world = self.rng, self.world
+    def _inherit(self, client: Client, name: str) -> None:
+        """The same program again: another session, and the durable work that it meant."""
+        heir = self.world.add_client(client.machine)
+        self.clients[name] = heir
+        heir.open()
+        heir.take_over(client)
+
+    def _submit(self, one: Submission) -> None:
+        world = self.world
+        client = self.clients[one.client]
+        pieces = [piece for piece in one.pieces if piece.name not in self.drop]
+        if not pieces or not client.alive:
+            return
+        if one.code is not None:
+            client.objects[one.code.digest] = one.code.size
         items = []
-        code = None
-        if rng.random() < 0.2:
-            code = m.Ref(rng.randbytes(32), 5_000)
-            client.objects[code.digest] = code.size
-        count = rng.choice((1, 1, 2, 5, 12))
-        if plans[0].run_ms > 4_000 or spec.gang > 1 or spec.exclusive:
-            count = min(count, 2)
-        for _ in range(count):
-            task = rng.randbytes(16)
-            self._tasks += 1
-            world.names.tasks[task] = f"t{self._tasks}"
-            world.plans[task] = self._afford(rng.choice(plans))
-            work: m.Payload = rng.randbytes(4)
-            if rng.random() < 0.1:
-                work = m.Ref(rng.randbytes(32), 80_000)
-                client.objects[work.digest] = work.size
-            items.append(m.Item(task, work))
-        deadline_ms = rng.choice((1_000, 20_000)) if rng.random() < 0.08 else 0
+        for piece in pieces:
+            world.names.tasks[piece.task] = piece.name
+            world.plans[piece.task] = piece.plan
+            if isinstance(piece.work, m.Ref):
+                client.objects[piece.work.digest] = piece.work.size
+            items.append(m.Item(piece.task, piece.work))
         submit = m.Submit(
-            client.session, spec, code, durable, rng.random() < 0.5, tuple(items), deadline_ms
+            client.session,
+            one.spec,
+            one.code,
+            one.durable,
+            one.wait_for_node,
+            tuple(items),
+            one.deadline_ms,
         )
         world.observer.submitted(client.machine.index, client.session, submit)
         client.submit(submit)
-        if "cancel" in self.faults and rng.random() < 0.5:
-            ids = tuple(item.task for item in items if rng.random() < 0.7)
-            if ids:
-                world.at(world.now + rng.choice((0, 5, 300, 5_000)), client.cancel, ids)
-
-    def _afford(self, plan: Plan) -> Plan:
-        """Make long tasks short once there are enough of them."""
-        worst_ms = 3 * plan.run_ms
-        if worst_ms > self._left_ms:
-            return Plan(min(plan.run_ms, 200), plan.fate, plan.bad_tries, plan.large)
-        self._left_ms -= worst_ms
-        return plan
-
-    # --- faults -----------------------------------------------------------------------------------
+        ids = tuple(piece.task for piece in pieces if piece.cancelled)
+        if one.cancel_ms >= 0 and ids:
+            world.at(world.now + one.cancel_ms, client.cancel, ids)
 
     def _make_faults(self) -> None:
-        rng, world = self.rng, self.world
-        kinds = {
-            "cut": self._cut,
-            "one_way": self._one_way,
-            "path_cut": self._path_cut,
-            "daemon_crash": self._daemon_crash,
-            "mid_crash": self._mid_crash,
-            "power_cut": self._power_cut,
-            "pause": self._pause,
-            "freeze": self._freeze,
-            "drain": self._drain,
-            "leave": self._leave,
-            "evict": self._evict,
-            "mad_table": self._mad_table,
-        }
-        for name, fault in kinds.items():
-            if name not in self.faults:
-                continue
-            for _ in range(rng.choice((1, 2, 4, 8))):
-                when = rng.randrange(500, 3_000 + self.fault_ms)
-                world.at(when, fault, rng.choice(world.machines))
-
-    def _for(self) -> int:
-        """How long the next fault lasts."""
-        return self.rng.choice((50, 800, 2_000, 6_000, 15_000, 40_000))
-
-    def _cut_links(self, links: list[tuple[int, int, int]], for_ms: int) -> None:
-        world = self.world
-        for link in links:
-            world.network.cut(*link)
-            world.at(world.now + for_ms, world.network.heal, *link)
-
-    def _cut(self, machine: Machine) -> None:
-        others = [one.index for one in self.world.machines if one is not machine]
-        group = [machine.index, *(i for i in others if self.rng.random() < 0.3)]
-        rest = [i for i in others if i not in group]
-        for_ms = self._for()
-        self.world.told(f"cut {group} from {rest} for {for_ms} ms")
-        self._cut_links(
-            [(a, b, p) for x in group for y in rest for a, b in ((x, y), (y, x)) for p in PATHS],
-            for_ms,
-        )
-
-    def _one_way(self, machine: Machine) -> None:
-        others = [one.index for one in self.world.machines if one is not machine]
-        if others:
-            other = self.rng.choice(others)
-            for_ms = self._for()
-            self.world.told(f"cut {machine.index} to {other} for {for_ms} ms")
-            self._cut_links([(machine.index, other, path) for path in PATHS], for_ms)
-
-    def _path_cut(self, machine: Machine) -> None:
-        path = self.rng.choice(PATHS)
-        inward = self.rng.random() < 0.5
-        for_ms = self._for()
-        self.world.told(f"cut path {path} of {machine.name} for {for_ms} ms")
-        me = machine.index
-        others = [one.index for one in self.world.machines if one is not machine]
-        self._cut_links([(o, me, path) if inward else (me, o, path) for o in others], for_ms)
-
-    def _again(self, machine: Machine, start_ms: int = 0) -> None:
-        self.world.at(self.world.now + (start_ms or self._for()), machine.start)
-
-    def _daemon_crash(self, machine: Machine) -> None:
-        machine.crash(power=False, keep=self.rng.randrange(4))
-        self._again(machine)
-
-    def _mid_crash(self, machine: Machine) -> None:
-        machine.crash_after = self.rng.randrange(5)
-        self.world.at(self.world.now + 1_000, self._unarm, machine)
-
-    def _unarm(self, machine: Machine) -> None:
-        machine.crash_after = None
-
-    def _power_cut(self, machine: Machine) -> None:
-        machine.crash(power=True, keep=self.rng.randrange(4))
-        self._again(machine)
-
-    def _pause(self, machine: Machine) -> None:
-        machine.pause()
-        self.world.at(self.world.now + self._for(), machine.resume)
-
-    def _freeze(self, machine: Machine) -> None:
-        machine.freeze()
-        self.world.at(self.world.now + self._for(), machine.thaw)
-
-    def _drain(self, machine: Machine) -> None:
-        from blackroad import node as n
-
-        machine.feed(n.Drain(True))
-        self.world.at(self.world.now + self._for(), machine.feed, n.Drain(False))
-
-    def _leave(self, machine: Machine) -> None:
-        machine.leave()
-        self._again(machine)
-
-    def _evict(self, machine: Machine) -> None:
-        machine.evict()
-
-    def _mad_table(self, machine: Machine) -> None:
-        """The followed coordinator tells rows that make no sense."""
-        node = machine.node
-        if node is None or node.election.claim is None:
-            return
-        rng = self.rng
-        for target in self.world.machines:
-            if target.node is None or target is machine:
-                continue
-            rows = tuple(
-                m.Row(rng.randrange(1, 4), rng.choice(self.world.machines).id, rng.randrange(9))
-                for _ in range(rng.randrange(6))
-            )
-            seq = _next_seq(node.coordinator)
-            table = m.Allocation(node.election.claim, seq, target.node.inc, 1, rows)
-            self.world.send(machine, target.id, table)
+        for deed in self.deeds:
+            self.items[deed.name] = deed.told()
+            if deed.kind in self.faults and deed.name not in self.drop:
+                self.world.at(deed.when_ms, self.hand.carry_out, deed)
 
     # --- two phases -------------------------------------------------------------------------------
 
     def play(self) -> None:
         """Faults, then healing, then everything must come true."""
+        with tiny.limited(self.small):
+            self._play()
+
+    def _play(self) -> None:
         world = self.world
-        world.run(3_200 + self.fault_ms)
+        world.run(FIRST_MS + self.fault_ms)
         core = self._heal()
-        self._check_leader(core)
+        if world.greets_first:
+            # Who starts asks its peers first.
+            world.run(world.now + ASKING_MS + 50)
+        if self.hand.clones:
+            self._restart_clones(core)
+        liveness.leader(world, core, self.rest)
         world.run(world.now + PATIENCE_MS, lambda: not self._unfinished(core))
         left = self._unfinished(core)
         if left:
             names = ", ".join(world.names.task(task) for task in left[:5])
             raise Broken("L2", f"{names} did not end in {PATIENCE_MS // 1000} s")
-        self._check_leader(core)
-        self._check_starts()
+        liveness.leader(world, core, self.rest)
+        self._check_lives(core)
+        liveness.starts(world, self.faults)
+        liveness.steady(world, core, self.rest)
+        world.observer.last_look()
+
+    def _check_lives(self, core: list[Machine]) -> None:
+        """R-life-2: where the core meets, everybody lives the newest life that anybody knows."""
+        world = self.world
+        if not self.faults & LIARS:
+            return
+        world.run(world.now + FORGOTTEN_MS, lambda: not self._forgotten(core), every=16)
+        forgotten = self._forgotten(core)
+        if forgotten:
+            raise Broken("R-life-2", f"{forgotten} (at {world.now} ms)")
+
+    @staticmethod
+    def _forgotten(core: list[Machine]) -> str:
+        for machine in core:
+            for other in core:
+                known = other.lives.newest(machine.id)
+                here = machine.node is not None and machine.node.inc
+                if other is not machine and known and known != here:
+                    return f"{other.name} knows a life of {machine.name} that it does not live"
+        return ""
+
+    def _restart_clones(self, core: list[Machine]) -> None:
+        """Somebody restarts what still takes itself for a clone; soon nothing does."""
+        world = self.world
+        for _ in range(RESTARTS_MAX):
+            world.run(world.now + CLONE_LOOK_MS)
+            twins = [one for one in core if one.node is not None and not one.node.lives.serves]
+            if not twins:
+                return
+            for machine in twins:
+                machine.crash(power=False)
+                machine.start()
+        world.broken("clone", f"{twins[0].name} does not serve, and its clone is gone")
 
     def _heal(self) -> list[Machine]:
         """Choose the core and repair it; what is outside may stay as bad as it likes."""
-        rng, world = self.rng, self.world
-        core = list(world.machines)
+        world, rng = self.world, self._rng("heal")
+        self.hand.over = True
+        self.hand.unclone()
+        core = list(world.machines[: len(self.boxes)])
         rest: list[Machine] = []
         if "broken_rest" in self.faults and len(core) > 1:
             rng.shuffle(core)
@@ -345,26 +385,33 @@ class Swarm:
             loss_permille=0,
             double_permille=0,
             hold_permille=0,
+            bytes_per_ms=0,
         )
-        world.fetch_failure_permille = 0
-        world.unseen_permille = 0
+        world.bulk_loss_permille = world.flip_permille = world.unseen_permille = 0
         world.network.cuts.clear()
         world.network.heal_is_final()
+        world.pour()
         for machine in core:
-            machine.crash_after = None
+            machine.crash_after = machine.stall_after = None
+            machine.disk.flushes_left = -1
+            machine.disk.rotten.clear()
+            machine.image = None
             machine.thaw()
             machine.resume()
+            if machine.disk.full:
+                machine.fill_disk(False)
+            machine.disk.drains = False
             machine.start()
-            from blackroad import node as n
-
             machine.feed(n.Drain(False))
+        for client in world.clients.values():
+            client.says_seen, client.slow_ms = True, 0
         for machine in rest:
-            self._stay_broken(machine)
+            self._stay_broken(machine, rng)
         self.rest = rest
         return core
 
-    def _stay_broken(self, machine: Machine) -> None:
-        how = self.rng.choice(("off", "off", "deaf", "dumb", "half", "frozen"))
+    def _stay_broken(self, machine: Machine, rng: Random) -> None:
+        how = rng.choice(BROKEN)
         self.world.told(f"{machine.name} stays broken: {how}")
         cut = self.world.network.cut
         me = machine.index
@@ -372,12 +419,12 @@ class Swarm:
             if other is machine:
                 continue
             if how == "deaf":
-                cut(other.index, me, DIRECT)
-                cut(other.index, me, TELEMETRY)
+                for path in PATHS:
+                    cut(other.index, me, path)
             elif how == "dumb":
                 cut(me, other.index, DIRECT)
-            elif how == "half" and self.rng.random() < 0.5:
-                cut(other.index, me, self.rng.choice(PATHS))
+            elif how == "half" and rng.random() < 0.5:
+                cut(other.index, me, rng.choice((DIRECT, TELEMETRY, BULK)))
         if how == "off":
             machine.crash(power=True)
             machine.off_for_good = True
@@ -385,39 +432,13 @@ class Swarm:
             machine.freeze()
             machine.off_for_good = True
 
-    def _check_leader(self, core: list[Machine]) -> None:
-        """L1: everybody in the core follows one coordinator (someone, where others meddle)."""
-        world = self.world
-        while True:
-            since_ms = max(world.now, world.observer.poisoned_ms)
-            led = world.run(since_ms + SETTLE_MS, lambda: self._led(core))
-            if led or world.observer.poisoned_ms <= since_ms:
-                break
-        follows = []
-        for machine in core:
-            node = machine.node
-            if node is None:
-                raise Broken("L1", f"{machine.name} is down")
-            follows.append(node.election.follows)
-        eligible = any(one.priority != -128 for one in core)
-        if not eligible and not self.rest:
-            return
-        if not self.rest and (b"" in follows or len(set(follows)) > 1):
-            names = [self.world.names.node(one) for one in follows]
-            raise Broken("L1", f"the core follows {names}")
-
-    def _led(self, core: list[Machine]) -> bool:
-        """Does everybody in the core follow the same living node?"""
-        follows = [one.node.election.follows if one.node else b"" for one in core]
-        return bool(follows[0]) and follows.count(follows[0]) == len(follows)
-
     def _unfinished(self, core: list[Machine]) -> list[bytes]:
         """Accepted tasks of living owners and sessions that the core could run."""
         world = self.world
         left = []
         inside = {machine.index for machine in core}
         for task, truth in world.observer.tasks.items():
-            if truth.ended is not None or truth.owner not in inside:
+            if truth.ended is not None or truth.owner not in inside or truth.excused:
                 continue
             owner = world.machines[truth.owner]
             node = owner.node
@@ -440,28 +461,36 @@ class Swarm:
                 left.append(task)
         return left
 
-    def _check_starts(self) -> None:
-        """L3: without faults nothing starts twice, but for planned retries."""
-        if self.faults - {"slow_disk", "slow_kill"} or self.world.observer.poisoned_ms > 0:
-            return
-        for task, truth in self.world.observer.tasks.items():
-            plan = self.world.plans[task]
-            if plan.fate != "done" or truth.spec.timeout_ms or truth.spec.pure:
-                continue
-            if len(truth.starts) > 1:
-                name = self.world.names.task(task)
-                raise Broken("L3", f"{name} started {len(truth.starts)} times without a fault")
+
+BOOTS_MS = (0, 1_000, 500_000, 10**9)
+WALLS_MS = (0, 0, -(10**12), 10**12, 3_600_000)
 
 
-def _next_seq(coordinator: Any) -> int:
-    """Use up one of the coordinator's sequence numbers."""
-    coordinator._seq += 1
-    return int(coordinator._seq)
+def _kinds(rng: Random) -> frozenset[str]:
+    """Which kinds of faults are on: none, a few, or many."""
+    how = rng.random()
+    few, chance = rng.choice((1, 1, 2, 3)), 0.08 if how < 0.8 else 0.2
+    chosen = rng.sample(FAULTS, few)
+    many = [name for name in FAULTS if rng.random() < chance]
+    if how < 0.06:
+        return frozenset()
+    found = frozenset(chosen if how < 0.4 else many)
+    return found - LIARS if len(found) > LIARS_KINDS_MAX else found
 
 
-def run_seed(seed: int, force: tuple[str, ...] = (), **world: Any) -> Result:
-    """Play one seed, with these faults on in any case; a broken promise is in the result."""
-    swarm = Swarm(seed, force, **world)
+def run_seed(
+    seed: int,
+    force: Collection[str] = (),
+    drop: Collection[str] = (),
+    salt: int = 0,
+    **world: Any,
+) -> Result:
+    """Play one seed, with these faults on in any case; a broken promise is in the result.
+
+    What is named in `drop` is left out, and nothing else changes but for what follows from it;
+    another `salt` is another network and disk under the same choices.
+    """
+    swarm = Swarm(seed, force, drop, salt, **world)
     rule = text = ""
     try:
         swarm.play()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim import search
 from tests.sim.swarm import run_seed
 
-FRESH = 150
-PARTS = 5
+FRESH = int(os.environ.get("BLACKROAD_SIM_SEEDS") or 2_000)
+PARTS = 40
 BASE = int(os.environ.get("BLACKROAD_SIM_BASE") or random.SystemRandom().randrange(10**9))
 CORPUS = Path(__file__).parent / "corpus.txt"
 
@@ -24,12 +25,12 @@ def corpus() -> list[int]:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_fresh_seeds(part: int) -> None:
     """Every promise holds in histories that nobody has seen before."""
-    start = BASE + part * FRESH // PARTS
-    print(f"seeds from {start}: python -m tests.sim --start {start} --seeds {FRESH // PARTS}")
-    failed = [run_seed(seed) for seed in range(start, start + FRESH // PARTS)]
+    start, end = BASE + part * FRESH // PARTS, BASE + (part + 1) * FRESH // PARTS
+    print(f"seeds from {start}: make sim SEEDS={end - start} ARGS='--start {start}'")
+    results = search.play_some([search.Case(seed) for seed in range(start, end)])
     broken = [
-        f"{one.rule}: {one.text}; replay: python -m tests.sim --seed {one.seed} --trace"
-        for one in failed
+        f"{one.rule}: {one.text}; replay: make sim SEED={one.seed} ARGS='--shrink'"
+        for one in results
         if one.rule
     ]
     assert broken == []

@@ -8,9 +8,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blackroad.bus import messages as m
+from blackroad.discovery.membership import Change
 
 if TYPE_CHECKING:
     from blackroad.ids import Token
+
+MESSAGES = frozenset(
+    name for name, kind in vars(m).items() if isinstance(kind, type) and issubclass(kind, m.Message)
+)
+NOTES = frozenset(
+    {
+        *(f"node.{change.name.lower()}" for change in Change),
+        *("task.isolated", "coordinator.changed", "space.full", "space.again"),
+    }
+)
+# What a line of the history says of a task or a machine.
+VERBS = frozenset(
+    {
+        *("runs", "ends", "dies", "starts", "loses", "daemon", "pauses"),
+        *("resumes", "freezes", "thaws", "leaves", "takes", "gets", "counts"),
+        *("disk", "retires", "forgot", "shuns", "cannot"),
+    }
+)
+KINDS = MESSAGES | NOTES | VERBS
+# What may stand in a line besides names and numbers.
+WORDS = frozenset(
+    {
+        *(one.name.lower() for kind in (m.Reason, m.Status, m.End, m.AttemptState) for one in kind),
+        *(one.name.lower() for one in m.GrantFlag),
+        *(
+            "nobody",
+            "stop",
+            "all",
+            "(lost)",
+            "(held)",
+            "unplaceable",
+            "conflict",
+            "session",
+            "no_space",
+        ),
+    }
+)
 
 
 class Names:
