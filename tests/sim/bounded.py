@@ -44,7 +44,8 @@ def tables(node: n.Node) -> str:
 def _worker(worker: Worker) -> str:
     if sum(work.bytes for work in worker.waiting.values()) > at_most.WAITING_BYTES_MAX:
         return "lets too many bytes wait"
-    if len(worker.floors) > at_most.TOMBSTONES_MAX:
+    # One for each owner ever met, however few tombstones there may be.
+    if len(worker.floors) > at_most.PEERS_MAX:
         return "keeps too many floors"
     if any(len(one.lists) > at_most.RENEW_LISTS_KEPT for one in worker.owners.values()):
         return "keeps too many Renew lists"
