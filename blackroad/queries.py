@@ -210,7 +210,9 @@ class Desk:
 
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to do for a query that waits."""
-        return min((one.until_ms for one in self._waiting), default=FOREVER_MS)
+        if not self._waiting:
+            return FOREVER_MS
+        return min(one.until_ms for one in self._waiting)
 
     # --- answers ----------------------------------------------------------------------------------
 

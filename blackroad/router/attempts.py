@@ -609,7 +609,8 @@ class Attempts:
 
     def adopt(self, task: Task, row: AttemptRow, now_ms: int) -> Attempt:
         """Take an attempt over from the journal: live again, with a fresh full bound from now."""
-        attempt = Attempt(row.token, task, task.cls.spec.lease_ms or self.lease_ms)
+        lease_ms = row.lease_ms or task.cls.spec.lease_ms or self.lease_ms
+        attempt = Attempt(row.token, task, lease_ms)
         attempt.adopted = True
         attempt.isolated = row.isolated
         attempt.hold = attempt.hold or row.isolated
@@ -673,6 +674,7 @@ def _why(outcome: Outcome) -> str:
 def attempt_row(task: Task, attempt: Attempt) -> AttemptRow:
     """What the journal says of an attempt; of one that has ended, only the counts."""
     members = tuple((one.node, one.inc) for one in attempt.members) if attempt.live() else ()
+    stop, stop_reason = task.stop or (None, "")
     return AttemptRow(
         task.id,
         attempt.token,
@@ -684,5 +686,7 @@ def attempt_row(task: Task, attempt: Attempt) -> AttemptRow:
         task.losses,
         task.killers,
         task.failures,
-        *(task.stop or ()),
+        stop,
+        stop_reason,
+        attempt.lease_ms,
     )

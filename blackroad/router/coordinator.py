@@ -58,6 +58,8 @@ class Coordinator:
         self._fit = Fit()
         self.reservations = Reservations(self.nodes, self._fit)
         self._matching_ms = FOREVER_MS
+        # No later than the first time that any owner was last told its rows.
+        self._told_ms = FOREVER_MS
         self._seq = 0
         self._changed = False
         self._urgent = False
@@ -106,6 +108,7 @@ class Coordinator:
             if known.demand.inc == demand.inc:
                 fresh.rows = known.rows
         self.owners[owner] = fresh
+        self._told_ms = min(self._told_ms, fresh.told_ms)
         self._changed = True
         if known is None or any(want.queued and want.cls not in before for want in wants):
             self._urgent = True
@@ -170,8 +173,7 @@ class Coordinator:
         if self._changed:
             gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
             return max(due, self._table_ms + gap_ms)
-        told_ms = min((owner.told_ms for owner in self.owners.values()), default=FOREVER_MS)
-        restate_ms = told_ms + ALLOCATION_RESTATE_BEATS * self.interval_ms
+        restate_ms = self._told_ms + ALLOCATION_RESTATE_BEATS * self.interval_ms
         turn_ms = max(self._turn_ms(), self._table_ms + ALLOCATION_GAP_MS)
         return max(due, min(restate_ms, turn_ms))
 
@@ -201,9 +203,12 @@ class Coordinator:
 
     def _restate(self, now_ms: int) -> None:
         every_ms = ALLOCATION_RESTATE_BEATS * self.interval_ms
+        if now_ms - self._told_ms < every_ms:
+            return
         for id_, owner in sorted(self.owners.items()):
             if owner.answered and owner.rows is not None and now_ms - owner.told_ms >= every_ms:
                 self._tell(id_, owner, owner.rows, now_ms)
+        self._told_ms = min((owner.told_ms for owner in self.owners.values()), default=FOREVER_MS)
 
     def _tell(self, id_: bytes, owner: _OwnerDemand, rows: tuple[Row, ...], now_ms: int) -> None:
         if self.epoch is None:

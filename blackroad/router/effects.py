@@ -161,7 +161,8 @@ class AttemptRow(Effect, frozen=True, gc=False):
 
     It replaces the task's earlier rows of this kind.  Without members it says that the attempt
     is proven over and the task queued again; the counts hold in both cases.  `stop` is how the
-    task shall end once all members are over, where that is wished.
+    task shall end once all members are over, where that is wished; `lease_ms` is what it was
+    granted for, since the default may be another one after a restart (0 in old rows).
     """
 
     task: bytes
@@ -176,6 +177,7 @@ class AttemptRow(Effect, frozen=True, gc=False):
     failures: int = 0
     stop: End | None = None
     stop_reason: str = ""
+    lease_ms: int = 0
 
 
 class EndRow(Effect, frozen=True, gc=False):

@@ -98,7 +98,7 @@ class Disk:
         ):
             for id_ in list(rows):
                 if rng.random() < 0.3:
-                    del rows[id_]  # type: ignore[attr-defined]
+                    del rows[id_]
                     lost.append(Damage(name, id_, b"", "made up"))
         for key in list(self.spool):
             if rng.random() < 0.3:

@@ -248,21 +248,25 @@ class Machine(Processes):
         undone, self._undone = self._undone, []
         self.was_full = False
         self._perform(undone)
-        if self.life != life:
-            return
-        if gap_ms > OVERSLEPT_MS:
+        if gap_ms > OVERSLEPT_MS and self._goes_on(life):
             self._run(n.Overslept(gap_ms))
-        if self.life == life and len(inbox) > 1 and self.world.batches:
+        if len(inbox) > 1 and self.world.batches and self._goes_on(life):
             self._run_all(inbox)
-        else:
-            for event in inbox:
-                if self.life == life:
-                    self._run(event)
-        for call, args in delayed:
-            if self.life == life:
-                call(*args)
-        if self.life == life:
+            inbox = []
+        while inbox and self._goes_on(life):
+            self._run(inbox.pop(0))
+        while delayed and self._goes_on(life):
+            call, args = delayed.pop(0)
+            call(*args)
+        if self._goes_on(life):
             self._run(n.Tick(gap_ms))
+        elif self.life == life:
+            # Stopped again, in the middle of all this: the rest waits for the next time.
+            self.inbox[:0] = inbox
+            self._delayed[:0] = delayed
+
+    def _goes_on(self, life: int) -> bool:
+        return self.life == life and not self.paused
 
     def freeze(self) -> None:
         """The whole machine stands still, supervisor and tasks as well; clocks go on."""

@@ -157,7 +157,7 @@ class Work:
         needs = SSD_NEEDS if rng.random() < 0.15 else NEEDS
         gang = min(self._nodes, rng.choice((2, 2, 3))) if rng.random() < 0.12 else 1
         timeout_ms = run_ms // 2 + 2_000 if fate == "hang" or rng.random() < 0.1 else 0
-        users = ("", "ann", "bob")
+        users: tuple[str, ...] = ("", "ann", "bob")
         if "many_users" in self._faults:
             users = (*users, *(f"user{number}" for number in range(9)))
         spec = m.ClassSpec(

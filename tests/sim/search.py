@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
 # A history is a heap of cycles, dead at its end: collecting now and then is enough.
-COLLECT_EVERY = 8
+COLLECT_EVERY = 32
 CHUNK = 16
 
 

@@ -284,7 +284,6 @@ class Quick(Rules):
         ("ledger_ignored", "I4"),
         ("accepted_before_flush", "I1"),
         ("cancel_before_proof", "I3"),
-        ("gang_before_all_held", "I11"),
     ],
 )
 def test_a_hand_finds_bugs(name: str, broken: str) -> None:

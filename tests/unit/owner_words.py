@@ -123,6 +123,7 @@ def row_of(token: Token, **changes: Any) -> AttemptRow:
         "crashes": 0,
         "losses": 0,
         "killers": 0,
+        "lease_ms": 20_000,
     }
     return AttemptRow(task_id(1), token, **{**fields, **changes})
 

@@ -376,6 +376,15 @@ def test_what_was_queued_is_queued_again() -> None:
     assert granted.token == Token(LATER, 1) > OWN
 
 
+def test_an_attempt_keeps_the_lease_it_was_granted_for() -> None:
+    """R-lease-16: a default that was shortened meanwhile must not shorten the bound."""
+    bench = OwnerBench(nodes=(PEER, OTHER), inc=LATER)
+    bench.owner.runs.lease_ms = 5_000
+    bench.owner.restore([TASK], [row_of(OWN, lease_ms=20_000)], [], 0)
+    [attempt] = bench.owner.tasks[task_id(1)].attempts
+    assert [member.bound_ms for member in attempt.members] == [BOUND_MS]
+
+
 def test_what_had_ended_is_told_to_whoever_asks() -> None:
     """P3, R-submit-4: the one outcome survives the restart."""
     end = EndRow(task_id(1), m.End.DONE, "", b"42", m.Facts(run_us=5000), PEER, 1)
