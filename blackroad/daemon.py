@@ -675,8 +675,12 @@ class Daemon:
         # What is journaled of those ends is worth the wait: else they would count as crashes.
         while (self.node.worker.running or out.flushed < out.mark) and boot_ms() < until_ms:
             self._turn(until_ms)
-        for node in list(self._transport.links):
-            self._transport.send(node, m.Goodbye(self.node.inc))
+        if self.node.worker.running:
+            # Goodbye is proof that nothing runs (R-lease-3): then the next life has to be it.
+            self.log.warning("daemon.left_running", tasks=self.node.worker.running)
+        else:
+            for node in list(self._transport.links):
+                self._transport.send(node, m.Goodbye(self.node.inc))
         self._transport.flush(boot_ms())
 
     def close(self) -> None:

@@ -40,6 +40,10 @@ class TaskArgs(Struct, frozen=True):
     wait_ms: int = 0
 
 
+class NoArgs(Struct, frozen=True, forbid_unknown_fields=True):
+    """An order that takes none must not be carried out with some that it does not know."""
+
+
 class RetryArgs(Struct, frozen=True):
     """Arguments of `retry`: the start of the ended task's id, and the whole id of the new one."""
 
@@ -118,11 +122,13 @@ def retry(node: Node, query: Query, now_ms: int) -> None:
 
 def drain(node: Node, query: Query, now_ms: int) -> None:
     """Let this node take nothing new, until `resume` and beyond its next start."""
+    _args(query, NoArgs)
     node.order_drain(True, now_ms)
 
 
 def resume(node: Node, query: Query, now_ms: int) -> None:
     """Let this node take work again."""
+    _args(query, NoArgs)
     node.order_drain(False, now_ms)
 
 

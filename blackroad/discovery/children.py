@@ -77,7 +77,12 @@ def environment(extra: Mapping[str, str], base: Mapping[str, str] | None = None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child with everything it started in its session, and collect it."""
+    """Kill a child with everything it started, whatever session that is in, and collect it."""
+    import psutil
+
+    below: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
@@ -85,6 +90,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
     # A process that hangs inside the kernel cannot be collected now; it dies when it can.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_REAP_S)
+    for one in below:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    psutil.wait_procs(below, timeout=_REAP_S)
 
 
 def run_limited(command_line: Sequence[str], env: Mapping[str, str], limit_ms: int) -> Run:
