@@ -136,10 +136,13 @@ class Election:
         return best
 
     def _supported(self, claimant: Heartbeat, beats: Sequence[Heartbeat]) -> bool:
-        """Do at least half of the others that I hear follow it and get answers from it?"""
+        """Do more than half of the others that I hear follow it and get answers from it?
+
+        At half, two nodes that it does not hear would wait for ever for the third, which it does.
+        """
         others = [beat for beat in beats if beat.node != claimant.node]
         served = sum(1 for beat in others if beat.follows == claimant.node and beat.served)
-        return bool(others) and 2 * served >= len(others)
+        return 2 * served > len(others)
 
     def _update_distrust(self, now_ms: int, dead_ms: int, beats: Sequence[Heartbeat]) -> None:
         if (

@@ -54,12 +54,13 @@ def machine_gone(scene: Scene) -> None:
     scene.mesh()
     load = scene.load()
     scene.warm(load)
-    load.submit(12, 6000)
+    # Longer than the lease: else they end over there, where nobody can hear of it.
+    load.submit(12, int(scene.lease_s * 1200))
     victim = scene["w1"]
     until(lambda: len(scene.running("w1")) >= 2, "work on w1")
     scene.lab.fault("machine gone", victim)
     scene.lab.wire.around(victim.number, CUT)
-    load.wait(scene.bound_s + 60)
+    load.wait(scene.bound_s + 120)
     found = scene.recoveries("cut to second start")
     limit_s = scene.bound_s + 4
     scene.figure(f"bound L(1+rho)+K+M = {scene.bound_s:g} s")

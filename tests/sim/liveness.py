@@ -17,6 +17,7 @@ from blackroad.limits import (
     ELECT_RANK_BEATS,
 )
 from tests.sim.checkers import KILLS_MAX
+from tests.sim.network import TELEMETRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -58,6 +59,9 @@ def settle_ms(core: Sequence[Machine], everybody: Sequence[Machine]) -> int:
         elect_ms = max(ELECT_BEATS * beat_ms, dead_ms) + rank * ELECT_RANK_BEATS * beat_ms
         until_ms = max(node.election.distrusted.values(), default=0)
         distrust_ms = min(max(0, until_ms - machine.clock()), DISTRUST_FOR_DEADS * dead_ms)
+        if not node.election.served:
+            # Its Demand went unanswered while things were broken; the healing may come too late.
+            distrust_ms = DISTRUST_FOR_DEADS * dead_ms
         slowest = max(slowest, 2 * dead_ms + elect_ms + 3 * beat_ms + distrust_ms)
     return slowest + SLACK_MS
 
@@ -115,6 +119,8 @@ def steady(world: Cluster, core: Sequence[Machine], rest: Sequence[Machine]) -> 
     if not rest or 2 * len(core) <= len(world.machines):
         # Beside a broken majority nobody can tell who is lonely.
         return
+    if any(not one.off_for_good and _hears_few(world, one, core) for one in rest):
+        return
     kills, lives = world.observer.kills, _lives(core)
     world.run(world.now + settle_ms(core, world.machines) + SLACK_MS)
     reigns = set()
@@ -131,6 +137,13 @@ def steady(world: Cluster, core: Sequence[Machine], rest: Sequence[Machine]) -> 
                 reigns.add(node.election.follows_epoch)
     if len(reigns) > REIGNS_MAX:
         world.broken("L3", f"the core saw {len(reigns)} reigns in {STEADY_MS // 1000} s")
+
+
+def _hears_few(world: Cluster, machine: Machine, core: Sequence[Machine]) -> bool:
+    """Does it hear no more than half of the core?  To such a node the others look lonely."""
+    connected = world.network.connected
+    heard = sum(connected(one.index, machine.index, TELEMETRY) for one in core)
+    return 2 * heard <= len(core)
 
 
 class _Heeded:

@@ -242,7 +242,7 @@ class Machine(Processes):
         inbox, self.inbox = self.inbox, []
         delayed, self._delayed = self._delayed, []
         if self.wakes is not None:
-            self.wakes(inbox)
+            inbox = _mixed(inbox, self.wakes)
         life = self.life
         # First the rest of the turn in which it was stopped, decided before the pause.
         undone, self._undone = self._undone, []
@@ -600,6 +600,19 @@ class Machine(Processes):
     def routed(self, node: bytes) -> Machine | None:
         """The machine that this one believes to be that node."""
         return self.lives.routes.get(node) or self.world.by_id.get(node)
+
+
+def _mixed(
+    inbox: list[n.AnyEvent], shuffle: Callable[[list[n.AnyEvent]], None]
+) -> list[n.AnyEvent]:
+    """Sockets are read in any order; what the driver itself has to say keeps its own."""
+    outside = [one for one in inbox if isinstance(one, n.Heard | n.FromPeer | n.FromClient)]
+    shuffle(outside)
+    mixed = iter(outside)
+    return [
+        next(mixed) if isinstance(one, n.Heard | n.FromPeer | n.FromClient) else one
+        for one in inbox
+    ]
 
 
 __all__ = ["DIRECT", "TELEMETRY", "Machine", "Plan", "Process"]

@@ -323,7 +323,8 @@ class Swarm:
         if world.greets_first:
             # Who starts asks its peers first.
             world.run(world.now + ASKING_MS + 50)
-        if self.hand.clones:
+        if self.hand.clones or "roll_back" in self.faults:
+            # A life that was rolled back may be taken for a clone where messages are seconds late.
             self._restart_clones(core)
         liveness.leader(world, core, self.rest)
         world.run(world.now + PATIENCE_MS, lambda: not self._unfinished(core))

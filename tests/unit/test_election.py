@@ -143,10 +143,10 @@ def test_a_claimant_steps_down_before_a_higher_one() -> None:
 
 
 def test_a_supported_claimant_is_not_challenged() -> None:
-    """R-elect-3: followed and served by at least half of the others: one lonely node."""
+    """R-elect-3: followed and served by more than half of the others: one lonely node."""
     one = election()
     deaf = claimant(ME, 4, OTHER, FOURTH)
-    others = (follower(OTHER, ME), beat(FOURTH))
+    others = (follower(OTHER, ME), follower(FOURTH, ME), beat(node_id(5)))
     assert step(one, 100_000, deaf, *others) is False
     assert one.claim is None
 
@@ -156,12 +156,14 @@ def test_a_supported_claimant_is_not_challenged() -> None:
     [
         (),
         (follower(OTHER, ME, served=False), beat(FOURTH)),
+        # Two lonely ones of three: neither may wait for the third for ever.
+        (follower(OTHER, ME), beat(FOURTH)),
         (follower(OTHER, ME), beat(FOURTH), beat(node_id(5))),
         (follower(OTHER, FOURTH), beat(FOURTH)),
     ],
 )
 def test_an_unsupported_claimant_is_challenged(others: tuple[Heartbeat, ...]) -> None:
-    """R-elect-3: half of the others, and they must have been served."""
+    """R-elect-3: more than half of the others, and they must have been served."""
     one = old(election())
     assert step(one, 100_000, claimant(ME, 4, OTHER, FOURTH), *others) is True
     assert one.claim == Epoch(5, MINE)
