@@ -19,6 +19,7 @@ from blackroad.limits import (
     FOREVER_MS,
     INC_JUMP_MAX,
     PEERS_MAX,
+    T_DEAD_BEATS,
 )
 
 TRACKS_MAX = 8
@@ -78,8 +79,9 @@ class _Known:
     def sign(self, inc: int, stamp_ms: int | None, now_ms: int, long_ms: int) -> bool:
         """Take a sign of another life; return whether it has gone on for too long by now.
 
-        One late message proves nothing, nor does a burst of them after a pause: signs have to go
-        on coming, and stamps to grow, for `long_ms`.
+        One late message proves nothing, nor does a burst of them after a pause, nor a few that
+        were held on their way for half a minute: signs have to go on coming, and stamps to grow,
+        for `long_ms`, and Heartbeats at half the pace of a living node at least.
         """
         key = (inc, stamp_ms is None)
         track = self.tracks.get(key)
@@ -93,8 +95,12 @@ class _Known:
                 return False
             track.stamp_ms = stamp_ms
         track.signs += 1
-        grown = stamp_ms is None or stamp_ms - track.first_stamp_ms >= long_ms
-        return grown and track.signs >= CLONE_SIGNS and now_ms - track.since_ms >= long_ms
+        lasted_ms = now_ms - track.since_ms
+        if stamp_ms is not None:
+            beat_ms = long_ms // (CLONE_DEADS * T_DEAD_BEATS)
+            if stamp_ms - track.first_stamp_ms < long_ms or 2 * track.signs * beat_ms < lasted_ms:
+                return False
+        return track.signs >= CLONE_SIGNS and lasted_ms >= long_ms
 
     def overslept(self, gap_ms: int, now_ms: int) -> None:
         """What was read in one go after a pause did not go on for as long as the pause."""

@@ -199,6 +199,17 @@ def test_a_burst_of_late_ones_proves_nothing() -> None:
     assert beat(one, THEIRS_OLDER, 8_000, stamp_ms=9_000) != [], "now they came for long enough"
 
 
+def test_a_few_that_were_held_on_their_way_prove_nothing() -> None:
+    """R-life-3: a living clone beats four times a second; every second one of them is enough."""
+    for every_ms, clone in ((2_000, False), (500, True)):
+        one, found = lives(), []
+        for now_ms in range(40_000, 60_000, 250):
+            found += beat(one, THEIRS, now_ms)
+            if now_ms % every_ms == 0:
+                found += beat(one, THEIRS_OLDER, now_ms, stamp_ms=now_ms - 30_000)
+        assert [it.what is Finding.CLONE for it in found] == [True] * clone
+
+
 def test_what_was_read_after_a_pause_proves_no_duration() -> None:
     one = lives()
     beat(one, THEIRS, 1_000)
