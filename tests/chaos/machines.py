@@ -373,7 +373,7 @@ class Lab:
         """Take the directory away, too."""
         shutil.rmtree(self.base, ignore_errors=True)
         # Its number stays taken: the next lab gets another one.
-        self.base.mkdir()
+        self.base.mkdir(exist_ok=True)
 
 
 def _ip(*words: str, given: str = "") -> None:
