@@ -130,6 +130,8 @@ class Connection:
         self._monitor = self._bus.monitor(self._socket)
         self._lost_ms = 0
         self._cut_ms = 0
+        # The daemon has ended this session: what was attached to it is gone.
+        self._ended = False
         self._poller = Poller()
         self._thread = threading.Thread(target=self._run, name="blackroad-client", daemon=True)
 
@@ -383,6 +385,18 @@ class Connection:
             self._lose_attached(lost, self._cut_ms or FOREVER_MS)
             # Durable ones are in the journal: naming them again binds them to this session.
             self._retry.extend(self.tasks)
+        elif self._ended:
+            over = OwnerLost(
+                f"this program gave no sign for {SESSION_LEASE_MS // 1000} s (was it stopped?): "
+                "its session ended, and its attached tasks with it",
+                hint="submit again; tasks with durable=True go on by themselves",
+            )
+            for pending in list(self.tasks.values()):
+                # What was not accepted was refused for want of the session, and is said again.
+                if pending.accepted and not pending.durable:
+                    self._fail(pending, over)
+            self._retry.extend(self.tasks)
+        self._ended = False
         self.node, self.inc, self.name = opened.node, opened.inc, opened.name
         self.credit = opened.credit
         if not self.opened.done():
@@ -390,6 +404,7 @@ class Connection:
 
     def _on_reject(self, reject: m.Reject) -> None:
         if reject.reason == "session":
+            self._ended = self.opened.done()
             self._open()
             return
         error = BlackroadError(f"the daemon refused: {reject.text or reject.reason}")
@@ -433,6 +448,7 @@ class Connection:
 
     def _on_rejected(self, rejected: m.Rejected) -> None:
         if rejected.reason == "session":
+            self._ended = self.opened.done()
             self._open()
             self._retry.extend(rejected.tasks)
             return

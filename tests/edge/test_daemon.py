@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from blackroad import Needs
+from blackroad.client import connection
 from blackroad.errors import (
     EXIT_ENVIRONMENT,
     EXIT_USAGE,
@@ -212,6 +213,31 @@ def test_a_client_notices_a_quick_restart(mesh: Mesh, there: There) -> None:
         daemon.start()
         with pytest.raises(OwnerLost):
             future.result(WAIT_S)
+
+
+def test_who_slept_through_its_lease_is_told(
+    mesh: Mesh, there: There, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that was stopped, or a laptop that slept: nothing may be waited for for ever."""
+    here, go = there
+    daemon = mesh.add("one")
+    daemon.wait()
+    monkeypatch.setattr(connection, "SESSION_LEASE_MS", 1_000)
+    with daemon.client() as sleeper:
+        monkeypatch.undo()
+        attached = sleeper.submit(mark_and_wait, here, str(go))
+        durable = sleeper.submit(where, durable=True)
+        assert durable.result(WAIT_S) == "one"
+        send = sleeper._connection._send
+        sleeper._connection._send = lambda messages: None
+        with daemon.client() as other:
+            until(
+                lambda: other.status(attached.task_id)["state"] == "cancelled", "the session's end"
+            )
+        sleeper._connection._send = send
+        with pytest.raises(OwnerLost, match="gave no sign"):
+            attached.result(WAIT_S)
+        assert sleeper.submit(where).result(WAIT_S) == "one"
 
 
 # --- workers that end ---------------------------------------------------------------------------

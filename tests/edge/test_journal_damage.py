@@ -8,7 +8,9 @@ import random
 import shutil
 import sqlite3
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -310,8 +312,17 @@ def many(count: int) -> list[tuple[JournalRow, ...]]:
     ]
 
 
-def leaf_with(path: Path, content: bytes) -> int:
-    return path.read_bytes().index(content) // schema.PAGE_BYTES * schema.PAGE_BYTES
+def leaf_with(path: Path, rows: Sequence[Any]) -> int:
+    """Where the page of the first of these rows begins that does not lie further up in the tree.
+
+    Source  SQLite's file format: the first byte of a leaf is 10 (index) or 13 (table).
+    """
+    whole = path.read_bytes()
+    for row in rows:
+        at = whole.index(schema._encode(row)) // schema.PAGE_BYTES * schema.PAGE_BYTES
+        if whole[at] in (10, 13):
+            return at
+    raise AssertionError("no row lies on a leaf")
 
 
 def wreck(path: Path, at: int) -> None:
@@ -326,13 +337,13 @@ def test_around_a_damaged_page_all_is_saved(state: Path, table: str) -> None:
     groups = many(400)
     write(state, *groups)
     before = opened(state)[0]
-    victim = {
-        "task": groups[0][200],
-        "attempt": groups[1][201],
-        "outcome": groups[2][100],
-        "spool": groups[3][200],
+    victims = {
+        "task": groups[0][200:],
+        "attempt": groups[1][201::2],
+        "outcome": groups[2][100:],
+        "spool": groups[3][200:],
     }[table]
-    wreck(state / FILE, leaf_with(state / FILE, schema._encode(victim)))
+    wreck(state / FILE, leaf_with(state / FILE, victims))
     found, findings = opened(state)
     assert findings.unreadable == (table,)
     assert Path(findings.aside[0]).exists()
@@ -377,7 +388,7 @@ def test_pages_damaged_all_over_a_table_of_random_ids(state: Path, table: str) -
     index = ["task", "attempt", "outcome", "spool"].index(table)
     rows = before[index]
     path = state / FILE
-    pages = {leaf_with(path, schema._encode(rows[at])) for at in range(50, len(rows), 331)}
+    pages = {leaf_with(path, rows[at:]) for at in range(50, len(rows), 331)}
     for page in sorted(pages):
         wreck(path, page)
     found, findings = opened(state)
