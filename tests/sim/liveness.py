@@ -181,6 +181,9 @@ def starts(world: Cluster, faults: Collection[str]) -> None:
     if not set(faults) <= GENTLE | STRIKES:
         return
     struck = observer.kills + len(observer.faults)
+    if "leave" in faults:
+        # Who leaves ends what it runs, grants it elsewhere, and may then be away for too long.
+        struck += len(observer.faults)
     for task, truth in observer.tasks.items():
         most = 1 + _planned(truth, world.plans[task]) + struck
         if truth.spec.pure:
