@@ -31,7 +31,7 @@ from blackroad.errors import (
     StateDirectoryProblem,
 )
 from blackroad.ids import inc_counter, short, text32
-from blackroad.limits import PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
+from blackroad.limits import FOREVER_MS, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
 from blackroad.node import (
     AnyEvent,
     Drain,
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from blackroad.config import Config
     from blackroad.discovery.probe import Probe
 
-FOREVER_MS = 2**62
 POLL_MS_MAX = 1_000
 HOUSEKEEPING_MS = 1_000
 SENSE_MS = 5_000

@@ -17,11 +17,11 @@ from blackroad.bus.messages import End, Ended, Query, Ref, Reply
 from blackroad.discovery.membership import PeerState
 from blackroad.errors import RemoteProtocolError
 from blackroad.ids import TaskId, short, task_text, text32
-from blackroad.limits import QUERY_MS, RELAYS_MAX
+from blackroad.limits import FOREVER_MS, QUERY_MS, RELAYS_MAX
 from blackroad.requirements import Requirement, from_wire, shortfall
 from blackroad.router import retry as trying
 from blackroad.router.effects import Lookup
-from blackroad.router.records import FOREVER_MS, MemberState, Task, TaskState
+from blackroad.router.records import MemberState, Task, TaskState
 
 if TYPE_CHECKING:
     from blackroad.node import Node

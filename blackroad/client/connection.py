@@ -36,6 +36,7 @@ from blackroad.errors import (
     UsageError,
 )
 from blackroad.limits import (
+    FOREVER_MS,
     SESSION_ALIVE_MS,
     SESSION_LEASE_MS,
     SESSION_TASKS_MAX,
@@ -50,7 +51,6 @@ RESEND_MS = 2_000
 QUERY_MS = 3_000
 OWNER_GONE_MS = 5_000
 SEEN_MAX = 1_024
-FOREVER_MS = 2**62
 SEEN_MS = 50
 _SEEN_AT_ONCE = 256
 

@@ -29,6 +29,7 @@ from blackroad.ids import Token, inc_counter, short
 from blackroad.limits import (
     COLLECT_AGAIN_MS,
     DISK_PROBLEM,
+    FOREVER_MS,
     GANG_ASIDE_MS,
     GANG_ASIDE_MS_MAX,
     GANG_HOLD_MS,
@@ -43,7 +44,6 @@ from blackroad.limits import (
 )
 from blackroad.router.effects import AttemptRow
 from blackroad.router.records import (
-    FOREVER_MS,
     Attempt,
     Cause,
     Member,

@@ -15,6 +15,7 @@ from blackroad.limits import (
     ALLOCATION_GAP_MS,
     ALLOCATION_RESTATE_BEATS,
     ALLOCATION_ROWS_MAX,
+    FOREVER_MS,
     LISTEN_BEATS,
 )
 from blackroad.requirements import from_wire
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from blackroad.ids import Epoch
     from blackroad.router.effects import Outbox
 
-FOREVER_MS = 2**62
 EARLY_GAP_MS = 10
 
 

@@ -22,6 +22,7 @@ from blackroad.limits import (
     DEMAND_RESTATE_BEATS,
     DEMAND_UNANSWERED_BEATS,
     EARLY_GAP_MS,
+    FOREVER_MS,
     IN_USE_NODES_MAX,
     OWN_WORKER_MS,
     PREFETCH_MEAN_MS_MAX,
@@ -30,7 +31,7 @@ from blackroad.limits import (
     SURPLUS_MS,
     WARM_CLASS_MS,
 )
-from blackroad.router.records import FOREVER_MS, MemberState, TaskState
+from blackroad.router.records import MemberState, TaskState
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import ClassSpec

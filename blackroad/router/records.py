@@ -11,12 +11,11 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from blackroad.ids import Token
+from blackroad.limits import FOREVER_MS
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import ClassSpec, End, Ended, Outcome, Payload, Ref
     from blackroad.requirements import Requirement
-
-FOREVER_MS = 2**62
 
 
 class TaskState(IntEnum):

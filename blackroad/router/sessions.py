@@ -11,6 +11,7 @@ from blackroad.bus.messages import Accepted, Busy, Ended, Opened, Reject
 from blackroad.limits import (
     ENDED_RESEND_MS,
     ENDED_RESEND_MS_MAX,
+    FOREVER_MS,
     PROTOCOL_VERSION_MAX,
     PROTOCOL_VERSION_MIN,
     SESSION_LEASE_MS,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from blackroad.bus.messages import Item, Open
     from blackroad.router.effects import Outbox
-
-FOREVER_MS = 2**62
 
 
 class Session:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from blackroad.bus.messages import Facts, Outcome, Ref, Status
 from blackroad.limits import (
+    FOREVER_MS,
     OUTCOME_RESEND_MS,
     OUTCOME_RESEND_MS_MAX,
     SPOOL_BYTES_MAX,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from blackroad.router.effects import Key
     from blackroad.router.objects import Pins
 
-FOREVER_MS = 2**62
 _DROPPED = "its result was dropped: nobody fetched it, and the room for results was used up"
 
 

@@ -28,6 +28,7 @@ from blackroad.bus.messages import (
 )
 from blackroad.errors import RemoteProtocolError, invariant
 from blackroad.limits import (
+    FOREVER_MS,
     FORGET_STEP,
     KILL_GUARD_MS,
     LEASE_MS,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from blackroad.requirements import Ask
     from blackroad.router.effects import Key, SpoolRow
 
-FOREVER_MS = 2**62
 _HOLD = int(GrantFlag.HOLD)
 _GO = int(GrantFlag.GO)
 _EXCLUSIVE = int(GrantFlag.EXCLUSIVE)

@@ -16,13 +16,12 @@ from blackroad.bus.puller import Puller
 from blackroad.bus.sockets import Bus, Poller, Socket, connect, drain, send
 from blackroad.errors import BlackroadError, DamagedObject, RemoteProtocolError
 from blackroad.ids import short
-from blackroad.limits import CHUNK_BYTES
+from blackroad.limits import CHUNK_BYTES, FOREVER_MS
 from blackroad.runtime.objects import ObjectStore, ObjectWriter
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Ref
 
-FOREVER_MS = 2**62
 BULK_IDLE_MS = 60_000
 # Each takes a descriptor and a window of chunks; the others wait their turn.
 PULLS_MAX = 64
