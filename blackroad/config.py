@@ -31,7 +31,7 @@ from blackroad.config_keys import (
 )
 from blackroad.directories import Paths
 from blackroad.errors import ConfigError
-from blackroad.units import format_bytes
+from blackroad.units import format_bytes, format_ms
 
 PREFIX: Final = "BLACKROAD_"
 FILE_VARIABLE: Final = "BLACKROAD_CONFIG"
@@ -110,6 +110,7 @@ def load(
     values.update(_read_variables(environ))
     config = Config(source=source, **values)
     check_ports(config)
+    check_timing(config)
     check_exposure(config, keys_exist=keys_exist(config))
     return config
 
@@ -138,6 +139,16 @@ def check_ports(config: Config) -> None:
         raise ConfigError(
             f"port, telemetry_port and bulk_port are {ports}: two of them are the same",
             hint="give each its own number, or 0 for any free one",
+        )
+
+
+def check_timing(config: Config) -> None:
+    """Raise ConfigError when a node's stamps would be too old for its leases (R-lease-4)."""
+    if config.heartbeat_ms and config.heartbeat_ms * limits.LEASE_BEATS_MIN > config.lease_ms:
+        raise ConfigError(
+            f"heartbeat is {format_ms(config.heartbeat_ms)} and lease only "
+            f"{format_ms(config.lease_ms)}: nodes would refuse much work as late",
+            hint=f"make the lease at least {limits.LEASE_BEATS_MIN} heartbeats long",
         )
 
 

@@ -79,6 +79,7 @@ HINTS_MAX = 256  # addresses that mDNS may suggest and that nobody has answered 
 
 LEASE_MS = 20_000  # L, default of the `lease` key
 LEASE_MS_MIN = 5_000  # shorter ones lapse on a loaded Pi
+LEASE_BEATS_MIN = 4  # a lease has so many heartbeats at least: stamps must not be old when used
 LEASE_MS_MAX = 24 * 3_600_000  # longer ones hold a lost task for more than a day
 KILL_GUARD_MS = 1_000  # K: time a worker keeps for the kill, so it ends before the owner's bound
 MARGIN_MS = 1_000  # M: slack between the latest possible end and the owner's conclusion

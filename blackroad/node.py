@@ -210,7 +210,7 @@ class Node:
         self.coordinator = Coordinator(me, self.out)
         self.owner = Owner(me, inc, self.out, self.worker.room_for, now_ms)
         self.owner.sessions.name = self.name
-        self.owner.runs.lease_ms = lease_ms
+        self.owner.runs.lease_ms = self.owner.granting.lease_ms = lease_ms
         self.capabilities: dict[bytes, Capabilities] = {}
         self.digests: dict[bytes, bytes] = {}
         self.unknown_kinds = 0

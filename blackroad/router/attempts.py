@@ -73,7 +73,7 @@ _CAUSES = {
     Status.LAPSED: Cause.LOSS,
     Status.NO_INPUT: Cause.LOSS,
 }
-_BACK_OFF = (Reason.FULL, Reason.DRAINING, Reason.NEEDS, Reason.NO_SPACE)
+_BACK_OFF = (Reason.FULL, Reason.LATE, Reason.DRAINING, Reason.NEEDS, Reason.NO_SPACE)
 _SILENT = (MemberState.WRITING, MemberState.ENDED, MemberState.COLLECTING)
 _HOLD, _GO = int(GrantFlag.HOLD), int(GrantFlag.GO)
 _EXCLUSIVE, _DURABLE = int(GrantFlag.EXCLUSIVE), int(GrantFlag.DURABLE)
@@ -599,7 +599,7 @@ class Attempts:
         late = now_ms - member.first_ms > attempt.lease_ms // 2
         if late or member.resends >= GRANT_RESENDS_MAX:
             self._stop_member(member, now_ms)
-        elif self._view.fresh(member.node, now_ms) and (
+        elif self._view.fresh(member.node, attempt.lease_ms, now_ms) and (
             self._view.nodes[member.node].inc == member.inc
         ):
             member.resends += 1

@@ -24,6 +24,7 @@ from blackroad.limits import (
     EARLY_GAP_MS,
     FOREVER_MS,
     IN_USE_NODES_MAX,
+    LEASE_MS,
     OWN_WORKER_MS,
     PREFETCH_MEAN_MS_MAX,
     PREFETCH_PER_SLOT_MAX,
@@ -65,6 +66,8 @@ class Granting:
         self.coordinator = b""
         self.coordinator_inc = 0
         self.interval_ms = 250
+        # The owner's default L, for classes that state none (R-lease-16).
+        self.lease_ms = LEASE_MS
         self.tables = 0
         self.table: dict[int, dict[bytes, int]] = {}
         self.epoch: Epoch | None = None
@@ -314,7 +317,8 @@ class Granting:
         view = self.view.nodes.get(use.node)
         if view is None or view.draining or view.avoid_until_ms > now_ms:
             return False
-        return use.node == self.me or self.view.fresh(use.node, now_ms)
+        lease_ms = cls.spec.lease_ms or self.lease_ms
+        return use.node == self.me or self.view.fresh(use.node, lease_ms, now_ms)
 
     def _recall_surplus(self, cls: ClassState, now_ms: int) -> None:
         """The queue is empty: attempts that wait behind others could start on an idle node."""
@@ -405,10 +409,23 @@ class Granting:
             tuple(in_use[:IN_USE_NODES_MAX]),
         )
 
-    @staticmethod
-    def _bounded(demands: list[ClassDemand]) -> list[ClassDemand]:
-        """Keep what fits one message; the lowest priorities are left out first."""
-        demands.sort(key=lambda one: (-one.priority, not one.queued, -one.oldest_wait_ms, one.cls))
+    def _bounded(self, demands: list[ClassDemand]) -> list[ClassDemand]:
+        """Keep what fits one message; what no node here can run is left out first of all."""
+        hopeless = set()
+        if len(demands) > DEMAND_CLASSES_MAX:
+            # They never get a slot, so they never leave: they would keep their places for ever.
+            nodes = [view.node for view in self.view.present()]
+            fits = {one.needs: any(self.view.fits(n, one.needs) for n in nodes) for one in demands}
+            hopeless = {one.cls for one in demands if not one.in_use and not fits[one.needs]}
+        demands.sort(
+            key=lambda one: (
+                one.cls in hopeless,
+                -one.priority,
+                not one.queued,
+                -one.oldest_wait_ms,
+                one.cls,
+            )
+        )
         kept: list[ClassDemand] = []
         size = 0
         for one in demands[:DEMAND_CLASSES_MAX]:

@@ -89,12 +89,13 @@ class NodesView:
             view.inc, view.stamp_ms, view.heard_ms = inc, stamp_ms, now_ms
         return newer
 
-    def fresh(self, node: bytes, now_ms: int) -> bool:
-        """Is that node here, with a stamp that is not older than its T_suspect?"""
+    def fresh(self, node: bytes, lease_ms: int, now_ms: int) -> bool:
+        """Is that node here, with a stamp not older than its T_suspect, nor than half a lease?"""
         view = self.nodes.get(node)
         if view is None or not view.present or not view.inc:
             return False
-        return not view.suspect or now_ms - view.heard_ms < view.fresh_ms
+        age_ms = now_ms - view.heard_ms
+        return age_ms <= lease_ms // 2 and (not view.suspect or age_ms < view.fresh_ms)
 
     def on_capabilities(self, node: bytes, text: str, capabilities: Capabilities) -> None:
         """Learn what a node has."""

@@ -114,7 +114,7 @@ def grant_repeated_for_ever() -> list[Patch]:
     """A Grant that nobody lists is repeated, and its bound moved, without end."""
 
     def unlisted(self: Attempts, member: Any, now_ms: int) -> None:
-        if self._view.fresh(member.node, now_ms) and (
+        if self._view.fresh(member.node, member.attempt.lease_ms, now_ms) and (
             self._view.nodes[member.node].inc == member.inc
         ):
             self._send_grant(member, now_ms)

@@ -211,6 +211,10 @@ class OwnerBench:
         self.owner.on_flushed(self.mark, now_ms)
         return self.turn(now_ms)
 
+    def beat(self, node: bytes, now_ms: int) -> None:
+        """Let the owner hear that node again, so that its stamp is a new one."""
+        self.owner.view.on_stamp(node, self.owner.view.nodes[node].inc, now_ms + 500, now_ms)
+
     def tick(self, now_ms: int) -> list[Effect]:
         """Let time pass, and end the turn."""
         self.owner.tick(now_ms)

@@ -388,7 +388,11 @@ def test_a_gang_that_is_not_gathered_in_time_is_recalled() -> None:
     assert state(bench) is TaskState.GRANTED
     assert not of_kind(says(bench, 12_200, refused(token), OTHER), m.Grant)
     assert state(bench) is TaskState.QUEUED
-    later = [bench.tick(now_ms) for now_ms in range(12_500, 25_000, 500)]
+    later = []
+    for now_ms in range(12_500, 25_000, 500):
+        bench.beat(PEER, now_ms)
+        bench.beat(OTHER, now_ms)
+        later.append(bench.tick(now_ms))
     granted = [at for at, effects in enumerate(later) if of_kind(effects, m.Grant)]
     assert granted[0] * 500 + 12_500 >= 10_000 + 5_000
     assert len(of_kind(later[granted[0]], m.Grant)) == 2

@@ -316,6 +316,14 @@ def test_loopback_needs_no_keys(listen: str) -> None:
     check_exposure(Config(listen=listen), keys_exist=False)
 
 
+def test_a_lease_is_at_least_four_heartbeats_long() -> None:
+    with pytest.raises(ConfigError, match="lease only 20 s") as caught:
+        load(environ={"BLACKROAD_HEARTBEAT": "6s"})
+    assert "4 heartbeats" in caught.value.hint
+    both = {"BLACKROAD_HEARTBEAT": "6s", "BLACKROAD_LEASE": "24s"}
+    assert load(environ=both).heartbeat_ms == 6_000
+
+
 def test_two_sockets_do_not_share_a_port() -> None:
     with pytest.raises(ConfigError, match="two of them are the same"):
         load(environ={"BLACKROAD_PORT": "7702"})

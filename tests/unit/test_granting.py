@@ -302,15 +302,32 @@ def backs_off(reason: m.Reason, times: int) -> list[int]:
         asked_ms = now_ms
         while not bench.owner.attempts:
             now_ms += 100
+            assert now_ms < 60_000
+            bench.beat(PEER, now_ms)
             bench.tick(now_ms)
         waits.append(now_ms - asked_ms)
     return waits
 
 
-@pytest.mark.parametrize("reason", [m.Reason.FULL, m.Reason.DRAINING, m.Reason.NO_SPACE])
+@pytest.mark.parametrize(
+    "reason", [m.Reason.FULL, m.Reason.LATE, m.Reason.DRAINING, m.Reason.NO_SPACE]
+)
 def test_a_class_leaves_a_full_node_alone(reason: m.Reason) -> None:
     """R-demand-8: 0.5 s, doubled up to 8 s."""
     assert backs_off(reason, 6) == [500, 1000, 2000, 4000, 8000, 8000]
+
+
+def test_no_grant_with_a_stamp_older_than_half_the_lease() -> None:
+    """R-lease-4: at the worker it would arrive late, were T_suspect ever so long."""
+    bench = asking(1, nodes=(PEER,))
+    bench.owner.granting.lease_ms = 5_000
+    view = bench.owner.view.nodes[PEER]
+    view.suspect, view.fresh_ms = True, 6_000
+    table(bench, (1, PEER, 1))
+    assert not grants(bench.turn(2_501))
+    bench.beat(PEER, 2_600)
+    bench.tick(2_600)
+    assert bench.owner.attempts or grants(bench.tick(2_700))
 
 
 def test_needs_are_asked_again_after_thirty_beats() -> None:
@@ -442,6 +459,19 @@ def test_a_demand_is_bounded_and_leaves_out_the_least_important() -> None:
     assert len(told.classes) == 256
     left_out = sorted(number % 100 - 50 for number in range(300))[:44]
     assert min(one.priority for one in told.classes) >= max(left_out)
+
+
+def test_what_no_node_can_run_does_not_keep_places_in_a_full_demand() -> None:
+    """R-demand-7: it is left out first, however important and however long it waits."""
+    bench = OwnerBench()
+    impossible = Needs(cpu=64).to_wire()
+    for number in range(300):
+        changed = spec(impossible, priority=9, name=str(number))
+        bench.submit(number, spec=changed, wait_for_node=True)
+    bench.submit(300, spec=spec(name="possible"))
+    [told] = demands(bench, 5000)[-1:]
+    assert len(told.classes) == 256
+    assert NEEDS in {one.needs for one in told.classes}
 
 
 def test_why_names_one_reason() -> None:

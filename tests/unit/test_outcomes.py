@@ -345,7 +345,7 @@ def test_a_result_without_room_is_not_waited_for_for_ever(cancelled: bool) -> No
         assert [one.end for one in of_kind(effects, m.Ended)] == [m.End.CANCELLED]
         return
     assert not of_kind(bench.tick(60_000), m.Grant)
-    bench.meet(PEER, 60_100)
+    bench.beat(PEER, 60_100)
     assert of_kind(bench.tick(61_300), m.Grant)
     assert bench.owner.tasks[task_id(1)].losses == 1
 

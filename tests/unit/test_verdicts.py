@@ -146,6 +146,7 @@ def test_what_may_run_anywhere_is_held_for_a_full_bound() -> None:
     bench = restarted(task(1), somewhere(task_id(1), 1))
     sent = [one for at in range(0, BOUND_MS, 500) for one in bench.tick(at)]
     assert of_kind(sent, m.Grant) == []
+    bench.beat(PEER, BOUND_MS)
     bench.tick(BOUND_MS + 1_000)
     granted = of_kind(bench.flush(BOUND_MS + 1_000), m.Grant)
     assert [one.task for one in granted] == [task_id(1)]
