@@ -14,7 +14,7 @@ CODE := blackroad tests $(wildcard bench)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint sim mutants chaos bench format install uninstall systemd-test clean
+.PHONY: help demo test test-all lint sim mutants chaos fuzz net-test bench format install uninstall systemd-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,12 @@ mutants: $(DEV_STAMP) ## break one rule after the other, and see that the simula
 chaos: $(DEV_STAMP) ## (root) real daemons under every fault: ROWS=1,5,9 SEED=k QUICK=1
 	@$(PYTHON_IN) -m tests.chaos $(if $(ROWS),--rows $(ROWS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(QUICK),--quick) $(ARGS)
+
+fuzz: $(DEV_STAMP) ## a member of the cluster says FRAMES=1000000 broken things, and disturbs nobody
+	@$(PYTHON_IN) -m tests.fuzz $(if $(FRAMES),--frames $(FRAMES)) $(if $(SEED),--seed $(SEED))
+
+net-test: $(DEV_STAMP) ## (root) closed clusters in network namespaces: joining, firewalls, two networks
+	@$(PYTHON_IN) -m pytest -n 0 -m "" tests/net $(ARGS)
 
 bench: $(DEV_STAMP) ## measure this machine
 	@$(PYTHON_IN) -m bench $(ARGS)

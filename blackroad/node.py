@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from blackroad.router.effects import Effect, Key
 
 LOCAL_ROUNDS_MAX = 64
+BREACH_GAP_MS = 60_000
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -222,6 +223,7 @@ class Node:
         self._beat_ms = -BEAT_GAP_MS
         self._lag_ms = 0
         self._asked: dict[bytes, int] = {}
+        self._breached: dict[bytes, int] = {}
         self.desk = queries.Desk(self)
         view = self.owner.view.get(me, self.text)
         view.inc, view.present = inc, True
@@ -366,7 +368,10 @@ class Node:
                 if owner.on_allocation(node, message, inc):
                     self.election.on_answered()
             case m.Capabilities():
-                self._learn_capabilities(node, message)
+                try:
+                    self._learn_capabilities(node, message)
+                except RemoteProtocolError as error:
+                    self._breach(node, error, now_ms)
             case m.AskCapabilities():
                 self.out.send(node, self._capabilities_message())
             case m.Reject() if message.reason == "clone":
@@ -599,6 +604,12 @@ class Node:
             self._offer_supply(peer)
         for cls in self.owner.by_id.values():
             self.owner.granting.dirty(cls)
+
+    def _breach(self, node: bytes, error: RemoteProtocolError, now_ms: int) -> None:
+        """A peer's well-formed message makes no sense: it costs a line now and then, no more."""
+        if now_ms - self._breached.get(node, -BREACH_GAP_MS) >= BREACH_GAP_MS:
+            self._breached[node] = now_ms
+            self.out.note("peer.breach", node=short(node), error=error.message)
 
     # --- time -------------------------------------------------------------------------------------
 

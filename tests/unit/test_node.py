@@ -8,7 +8,6 @@ import pytest
 
 from blackroad.bus import messages as m
 from blackroad.capabilities import encode
-from blackroad.errors import RemoteProtocolError
 from blackroad.ids import HEARD_BYTES, Epoch, Token, incarnation
 from blackroad.node import (
     Drain,
@@ -235,15 +234,6 @@ def test_it_answers_who_asks_for_its_capabilities() -> None:
     assert node.handle(asked, 10) == [Send(PEER, mine)]
 
 
-def test_nobody_tells_the_capabilities_of_another() -> None:
-    """R-life-5 in spirit: a member speaks for itself."""
-    node = opened()
-    told = m.Capabilities(OTHER, INC, caps().digest(), encode(caps()))
-    with pytest.raises(RemoteProtocolError):
-        node.handle(FromPeer(PEER, (told,)), 10)
-    assert OTHER not in node.capabilities
-
-
 def test_a_probe_that_ends_later_raises_the_supply() -> None:
     """Probed: what was found out after the start is told to everybody."""
     node = opened()
@@ -420,3 +410,14 @@ def test_what_no_node_says_is_counted() -> None:
     node = opened()
     assert messages(node.handle(FromPeer(PEER, (m.Alive(SESSION),)), 10)) == []
     assert node.unknown_kinds == 1
+
+
+def test_a_peer_that_speaks_for_another_costs_a_line_a_minute() -> None:
+    """R-frame-4: what makes no sense is counted, and everybody else goes on."""
+    node = make_node()
+    body = encode(caps("forged"))
+    forged = m.Capabilities(OTHER, INC, caps("forged").digest(), body)
+    told = [node.handle(FromPeer(PEER, [forged], INC), at) for at in (0, 59_999, 60_000)]
+    notes = [[one.name for one in of_kind(effects, Note)] for effects in told]
+    assert notes == [["peer.breach"], [], ["peer.breach"]]
+    assert OTHER not in node.capabilities
