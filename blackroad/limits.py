@@ -19,6 +19,7 @@ PROTOCOL_VERSION_MAX = 1  # newest one; two neighbouring versions always work to
 MESSAGE_BYTES_MAX = 80 * KIB  # one encoded message, whatever its kind
 FRAME_BYTES_MAX = 128 * KIB  # ZeroMQ's own limit on control sockets: a longer frame cuts the peer
 BULK_FRAME_BYTES_MAX = 320 * KIB  # the same on the bulk socket: a chunk and its envelope
+DOOR_FRAME_BYTES_MAX = 4 * KIB  # the same on the join socket, where strangers speak
 BATCH_MESSAGES_MAX = 128  # messages of one loop turn in one multipart
 BATCH_BYTES_MAX = 256 * KIB  # their sum; the rest goes in the next turn
 INLINE_BYTES_MAX = 64 * KIB  # work and results up to here travel inside Grant and Outcome
@@ -69,6 +70,7 @@ PEERS_MAX = 1024  # members known at once; further ones are counted and ignored
 BEAT_GAP_MS = 50  # news (claim, drain) leaves as an early Heartbeat, but not more often than this
 ASK_CAPABILITIES_MS = 500  # a peer is asked again for capabilities that it has not told
 CLONE_DEADS = 2  # signs of a second life beside the one that counts, for so many T_dead: clones
+CLONE_GREETINGS_MS = 60_000  # greetings carry no time, and may be late for so long
 CLONE_SIGNS = 3  # and so many of them at least: a late one proves nothing
 DOUBT_DEADS = 3  # told of a newer life of its own, a node waits so long for signs of it
 DOUBT_MS_MIN = 4_000  # and at least so long, for greetings come once a second
@@ -119,6 +121,7 @@ ELECT_BEATS = 3  # no acceptable claimant for so many H: the best candidate clai
 ELECT_RANK_BEATS = 2  # each better candidate heard adds so many H
 DISTRUST_AFTER_DEADS = 2  # Demand unanswered for so many T_dead: distrust the claimant
 DISTRUST_FOR_DEADS = 8  # for so many T_dead
+DISTRUST_DOUBLINGS = 2  # doubled so often for who leaves it unanswered again, and serves few others
 
 AVOID_MS = 10_000  # a node is left out after a bound passed there
 AVOID_FACTOR = 4  # each further time it is left out so many times longer
@@ -175,6 +178,33 @@ QUERY_MS = 2_000  # a Query without Reply after this is shown as unreachable
 RELAYS_MAX = 4096  # queries of clients that wait for another node's Reply
 RETRY_AFTER_MS_MAX = 60_000  # what Busy may ask a sender to wait
 PATH_BYTES_MAX = 107  # a unix socket's path on Linux, without the closing NUL
+
+# --- topics -------------------------------------------------------------------------------------
+
+TOPICS_KEPT_MAX = 16_384  # last values that a node keeps, own ones, and as many heard ones
+TOPIC_PREFIXES_MAX = 64  # beginnings of names that a node asks its peers for; beyond: everything
+TOPIC_PAGE_BYTES = 48 * KIB  # last values in one answer to a peer
+TOPIC_PAGE_VALUES_MAX = 512  # and how many of them
+TOPIC_ASK_MS = 10_000  # a peer is asked again what changed: what PUB lost is repaired so soon
+TOPIC_HOLD_MS = 1_000  # a subscriber waits at most so long until all peers publish to it
+TOPIC_ASK_TIMEOUT_MS = 5_000  # a peer that did not answer is asked anew
+SUBSCRIPTIONS_MAX = 1024  # patterns that the clients of one daemon subscribe to
+SUBSCRIPTIONS_OF_CLIENT_MAX = 64  # and those of one client
+SUBSCRIPTION_LEASE_MS = 30_000  # one that is not renewed for so long has ended
+TOPIC_LINE_VALUES_MAX = 1024  # values that wait for one client; the oldest are dropped beyond
+TOPIC_LINE_BYTES_MAX = 1 * MIB  # the same in bytes
+TOPIC_LINES_BYTES_MAX = 64 * MIB  # the sum over all clients of a daemon
+UPDATES_WINDOW = 64  # Updates that a client may have before it says Taken
+UPDATES_WINDOW_BYTES = 1 * MIB  # the same in bytes
+UPDATES_VALUES_MAX = 64  # values of one Updates
+UPDATES_BYTES_MAX = 48 * KIB  # the same in bytes
+PUBLISH_WINDOW = 512  # values that a client may have published before the daemon says Taken
+PUBLISH_WINDOW_BYTES = 1 * MIB  # the same in bytes
+PUBLISH_WAITING_BYTES_MAX = 64 * MIB  # what waits to be published, of all clients
+PUBLISH_STEP = 256  # values published in one turn of the loop; the others wait for the next
+HEAR_STEP = 256  # values of peers read in one turn
+SUBSCRIBER_VALUES_MAX = 4096  # values a program has not read; the oldest are dropped beyond
+SUBSCRIBER_BYTES_MAX = 4 * MIB  # the same in bytes
 
 
 def heartbeat_ms(members: int) -> int:

@@ -363,7 +363,8 @@ class Node:
             case m.Recall():
                 worker.on_recall(node, message, now_ms)
             case m.Demand():
-                self.coordinator.on_demand(node, message, now_ms)
+                if node == self.me or self.membership.hears(node, message.inc):
+                    self.coordinator.on_demand(node, message, now_ms)
             case m.Allocation():
                 if owner.on_allocation(node, message, inc):
                     self.election.on_answered()

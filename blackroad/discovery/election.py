@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blackroad.ids import HEARD_BYTES, Epoch
 from blackroad.limits import (
     DISTRUST_AFTER_DEADS,
+    DISTRUST_DOUBLINGS,
     DISTRUST_FOR_DEADS,
     ELECT_BEATS,
     ELECT_RANK_BEATS,
@@ -41,6 +42,8 @@ class Election:
         self.served = False
         self.highest = 0
         self.distrusted: dict[tuple[bytes, int], int] = {}
+        # How often in a row each of these lives left my Demand unanswered, serving few others.
+        self._failed: dict[tuple[bytes, int], int] = {}
         self._started_ms = started_ms
         self._leaderless_since_ms = started_ms
         self._unanswered_since_ms = -1
@@ -56,6 +59,7 @@ class Election:
         """An Allocation came that answers a Demand of this incarnation."""
         self.served = True
         self._unanswered_since_ms = -1
+        self._failed.pop((self.follows, self.follows_inc), None)
 
     def on_overslept(self, gap_ms: int, now_ms: int) -> None:
         """The loop stood still for `gap_ms`: nobody was silent for longer than I listened."""
@@ -151,9 +155,7 @@ class Election:
             and self._unanswered_since_ms >= 0
             and now_ms - self._unanswered_since_ms >= DISTRUST_AFTER_DEADS * dead_ms
         ):
-            until_ms = now_ms + DISTRUST_FOR_DEADS * dead_ms
-            self.distrusted[(self.follows, self.follows_inc)] = until_ms
-            self._unanswered_since_ms = -1
+            self._distrust(now_ms, dead_ms, beats)
         if self.distrusted:
             lives = {beat.node: beat.inc for beat in beats}
             self.distrusted = {
@@ -161,6 +163,30 @@ class Election:
                 for (node, inc), until_ms in self.distrusted.items()
                 if now_ms < until_ms and lives.get(node, inc) == inc
             }
+            self._failed = {
+                (node, inc): times
+                for (node, inc), times in self._failed.items()
+                if lives.get(node, inc) == inc
+            }
+
+    def _distrust(self, now_ms: int, dead_ms: int, beats: Sequence[Heartbeat]) -> None:
+        """The followed claimant does not answer me.
+
+        If it serves most of the others, the fault is between us.  Else it is the claimant's, and
+        several such claimants must not take turns for ever before anybody else has one.
+        """
+        life = (self.follows, self.follows_inc)
+        claimant = next((beat for beat in beats if beat.node == self.follows), None)
+        if claimant is not None and self._supported(claimant, beats):
+            self._failed.pop(life, None)
+        self.distrusted[life] = now_ms + self.distrust_deads() * dead_ms
+        self._failed[life] = self._failed.get(life, 0) + 1
+        self._unanswered_since_ms = -1
+
+    def distrust_deads(self) -> int:
+        """For how many T_dead the followed claimant is distrusted if it does not answer."""
+        times = self._failed.get((self.follows, self.follows_inc), 0)
+        return DISTRUST_FOR_DEADS << min(times, DISTRUST_DOUBLINGS)
 
     # --- belief -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from blackroad.ids import inc_counter
 from blackroad.limits import (
     CLONE_DEADS,
+    CLONE_GREETINGS_MS,
     CLONE_SIGNS,
     DOUBT_DEADS,
     DOUBT_MS_MIN,
@@ -170,7 +171,11 @@ class Lives:
             self._peers[node] = _Known(inc, now_ms)
             self._shunned.discard(node)
             return []
-        long = known.sign(inc, stamp_ms, now_ms, CLONE_DEADS * dead_ms)
+        long_ms = CLONE_DEADS * dead_ms
+        if stamp_ms is None:
+            # Who was restarted may have greeted often before, and all of that may be late.
+            long_ms = max(long_ms, CLONE_GREETINGS_MS)
+        long = known.sign(inc, stamp_ms, now_ms, long_ms)
         if known.clone or not long:
             return []
         if now_ms - known.heard_ms >= dead_ms:

@@ -185,6 +185,12 @@ class Membership:
             if peer.state is PeerState.ALIVE or peer.state is PeerState.SUSPECT:
                 yield peer
 
+    def hears(self, node: bytes, inc: int) -> bool:
+        """Is that peer alive or suspect here, and not older than that life of it?"""
+        peer = self.peers.get(node)
+        present = peer is not None and peer.state in (PeerState.ALIVE, PeerState.SUSPECT)
+        return present and peer is not None and inc_counter(inc) >= inc_counter(peer.inc)
+
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to say."""
         return max(self._soonest_ms, self._judge_after_ms)

@@ -456,6 +456,11 @@ class Attempts:
         else:
             self._leave(member, MemberState.ENDED)
         member.outcome = outcome
+        first = attempt.members[0]
+        if cause is None and member is first and outcome and isinstance(outcome.result, Ref):
+            # A gang's others may take long, and nothing else keeps it here meanwhile.
+            attempt.stored = outcome.result.digest
+            self._pins.pin(attempt.stored)
         if ran:
             attempt.ran = True
         if cause is not None:
@@ -471,11 +476,11 @@ class Attempts:
         if attempt.verdict is not None:
             task.past = (*task.past[1 - PAST_TOKENS_MAX :], attempt.token)
             self._judge.attempt_lost(attempt, now_ms)
-            return
-        first = attempt.members[0]
-        invariant(first.outcome is not None, "done without an outcome", attempt.token)
-        if first.outcome is not None:
-            self._judge.attempt_done(task, first.outcome, first.node, now_ms)
+        else:
+            invariant(first.outcome is not None, "done without an outcome", attempt.token)
+            if first.outcome is not None:
+                self._judge.attempt_done(task, first.outcome, first.node, now_ms)
+        self._pins.unpin(attempt.stored)
 
     def _abort(self, attempt: Attempt, now_ms: int) -> None:
         """A gang cannot be: stop it, and before it was held altogether, let it wait a while."""

@@ -17,8 +17,9 @@ from blackroad.limits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from blackroad.bus.messages import Item
     from blackroad.router.records import Task
 
 
@@ -50,6 +51,15 @@ class Memory:
         if len(self.recent) > RECENT_TASKS_MAX:
             oldest = self.recent.pop(next(iter(self.recent)))
             self._let_go(oldest)
+
+    def seen_by(self, session: bytes, items: Iterable[Item]) -> dict[bytes, None]:
+        """Which of these are attached tasks of that session whose outcome it has."""
+        stories = (self.recent.get(item.task) for item in items)
+        return {
+            story.id: None
+            for story in stories
+            if story is not None and story.seen and story.session == session
+        }
 
     def spare(self, task: Task) -> None:
         """Keep the work of a task that is over as long as there is room; the oldest goes first."""

@@ -55,6 +55,7 @@ from blackroad.router.records import (
     Task,
     TaskState,
     Use,
+    same_content,
 )
 from blackroad.router.sessions import Sessions
 
@@ -133,7 +134,15 @@ class Owner:
             return
         if session.user and not submit.spec.user:
             submit = replace(submit, spec=replace(submit.spec, user=session.user))
-        if self._arrivals.repeated(client, submit):
+        # A copy that waits would be taken on when this one is over and forgotten.
+        first = submit.tasks[0].task
+        self._undecided = [one for one in self._undecided if one[1].tasks[0].task != first]
+        seen = self.memory.seen_by(session.id, submit.tasks)
+        if seen:
+            # Said before Seen and read after it: what is over is not begun again.
+            self.sessions.accepted(client, tuple(seen))
+            submit = replace(submit, tasks=tuple(i for i in submit.tasks if i.task not in seen))
+        if not submit.tasks or self._arrivals.repeated(client, submit):
             return
         missing = self._missing_objects(submit)
         if missing and not (self.full and submit.durable):
@@ -163,7 +172,7 @@ class Owner:
         for item in submit.tasks:
             task = self.tasks.get(item.task)
             same = first.setdefault(item.task, item) == item
-            if task is not None and _same(task, submit, item):
+            if task is not None and same_content(task, submit, item):
                 known.append(task)
             elif task is not None or not same:
                 text = "this id was used for different work"
@@ -543,6 +552,7 @@ class Owner:
             task = self.tasks.get(id_)
             if task is None or task.ended is None or task.durable or task.session != session:
                 continue
+            task.seen = True
             self._forget(task)
 
     def _forget(self, task: Task) -> None:
@@ -682,12 +692,3 @@ class Owner:
 
 
 _ENDED = {end: f"ended.{end.name.lower()}" for end in End}
-
-
-def _same(task: Task, submit: Submit, item: Item) -> bool:
-    """Is this the content that the task was made from?  Its id alone proves nothing."""
-    if task.spec != submit.spec or task.code != submit.code or task.durable != submit.durable:
-        return False
-    if task.content and isinstance(item.work, bytes):
-        return blake2b(item.work, digest_size=32).digest() == task.content
-    return task.work == item.work

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from blackroad.ids import Token
 from blackroad.limits import FOREVER_MS
 
 if TYPE_CHECKING:
-    from blackroad.bus.messages import ClassSpec, End, Ended, Outcome, Payload, Ref
+    from blackroad.bus.messages import ClassSpec, End, Ended, Item, Outcome, Payload, Ref, Submit
     from blackroad.requirements import Requirement
 
 
@@ -161,6 +162,7 @@ class Task:
         "losses",
         "past",
         "queued_ms",
+        "seen",
         "session",
         "spec",
         "state",
@@ -203,6 +205,8 @@ class Task:
         self.deadline_ms = FOREVER_MS
         self.queued_ms = now_ms
         self.ended: Ended | None = None
+        # Its client has the outcome.
+        self.seen = False
         self.wait_for_node = False
         self.last_status = ""
 
@@ -259,6 +263,7 @@ class Attempt:
         "lease_ms",
         "members",
         "ran",
+        "stored",
         "task",
         "token",
         "verdict",
@@ -280,8 +285,19 @@ class Attempt:
         # Found in the journal: nobody knows what was told to its members.
         self.adopted = False
         self.ran = False
+        # The large result of its first member, kept here until the others have ended.
+        self.stored = b""
         self.verdict: Verdict | None = None
 
     def live(self) -> bool:
         """Is there a member that is not proven ended?"""
         return any(member.state is not MemberState.ENDED for member in self.members)
+
+
+def same_content(task: Task, submit: Submit, item: Item) -> bool:
+    """Is this the content that the task was made from?  Its id alone proves nothing."""
+    if task.spec != submit.spec or task.code != submit.code or task.durable != submit.durable:
+        return False
+    if task.content and isinstance(item.work, bytes):
+        return blake2b(item.work, digest_size=32).digest() == task.content
+    return task.work == item.work

@@ -273,6 +273,11 @@ class Observer:
                 truth = self.tasks[message.task]
                 truth.alone_on.add(self.world.by_id[send.to].index)
                 truth.alone_ms = min(truth.alone_ms, self.world.now)
+        elif isinstance(message, m.Renew):
+            for one in message.attempts:
+                if one.state is m.AttemptState.HELD:
+                    # It may be held and given back within one turn of its worker.
+                    self.held.setdefault((send.to, one.token), set()).add(machine.id)
         text = bounded.message(message)
         if text:
             self.world.broken("I8", f"{machine.name} says {text}")

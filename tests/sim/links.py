@@ -140,8 +140,13 @@ class Links(Lives):
         if node is None:
             return
         if not self._meets(source, hello.inc, hello.your_inc):
-            if source.id in self.shunned:
+            if self.refuses(source.id, hello.inc):
                 self._alone(source, m.Reject("clone", "", hello.dialled, hello.inc))
+            return
+        if source.id in self.shunned:
+            # An older life that is new here has to learn its age, and no more.
+            aside = Link(source.id, hello.endpoints, machine.clock(), self.newest(source.id))
+            self._alone(source, aside.welcome(hello, machine.id, node.inc, ()))
             return
         link = self.links.get(source.id)
         if link is None:

@@ -7,21 +7,24 @@ by letting time pass.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blackroad.limits import (
     CRASH_RETRIES,
     DISTRUST_AFTER_DEADS,
+    DISTRUST_DOUBLINGS,
     DISTRUST_FOR_DEADS,
     ELECT_BEATS,
     ELECT_RANK_BEATS,
 )
 from tests.sim.checkers import KILLS_MAX
-from tests.sim.network import TELEMETRY
+from tests.sim.network import DIRECT, TELEMETRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from blackroad.discovery.election import Election
     from tests.sim.checkers import Truth
     from tests.sim.cluster import Cluster
     from tests.sim.machine import Machine, Plan
@@ -58,10 +61,11 @@ def settle_ms(core: Sequence[Machine], everybody: Sequence[Machine]) -> int:
         rank = len(everybody) - 1
         elect_ms = max(ELECT_BEATS * beat_ms, dead_ms) + rank * ELECT_RANK_BEATS * beat_ms
         until_ms = max(node.election.distrusted.values(), default=0)
-        distrust_ms = min(max(0, until_ms - machine.clock()), DISTRUST_FOR_DEADS * dead_ms)
+        longest_ms = (DISTRUST_FOR_DEADS << DISTRUST_DOUBLINGS) * dead_ms
+        distrust_ms = min(max(0, until_ms - machine.clock()), longest_ms)
         if not node.election.served:
             # Its Demand went unanswered while things were broken; the healing may come too late.
-            distrust_ms = DISTRUST_FOR_DEADS * dead_ms
+            distrust_ms = max(distrust_ms, node.election.distrust_deads() * dead_ms)
         slowest = max(slowest, 2 * dead_ms + elect_ms + 3 * beat_ms + distrust_ms)
     return slowest + SLACK_MS
 
@@ -75,7 +79,7 @@ def leader(world: Cluster, core: Sequence[Machine], rest: Sequence[Machine]) -> 
     """L1: the core follows one coordinator soon; half-broken peers outside cannot prevent one."""
     if not rest and all(one.priority == NEVER for one in core):
         return
-    done = _one if not rest else _some
+    done = _one if not rest else partial(_settled, world)
     while True:
         kills, lives = world.observer.kills, _lives(core)
         run_until(world, world.now + UP_MS, lambda: all(one.up for one in core))
@@ -108,10 +112,56 @@ def _one(core: Sequence[Machine]) -> bool:
     return bool(found[0]) and found.count(found[0]) == len(found)
 
 
-def _some(core: Sequence[Machine]) -> bool:
-    """Does at least half of the core follow somebody?  One broken link makes one lonely node."""
-    found = follows(core)
-    return 2 * sum(map(bool, found)) >= len(found)
+def _settled(world: Cluster, core: Sequence[Machine]) -> bool:
+    """Does each of the core follow somebody, or has it a reason not to?
+
+    It may be lonely, or never claim and need a claimant where all others have one outside.
+    """
+    alone = [one for one, follow in zip(core, follows(core), strict=True) if not follow]
+    if any(one.node is not None and one.node.election.claim is not None for one in core):
+        return not alone
+    return all(one.priority == NEVER or lonely(world, one) for one in alone)
+
+
+def lonely(world: Cluster, machine: Machine) -> bool:
+    """R-elect-3: does it hear a claimant behind a broken link, served to most others it hears?"""
+    heard = _heard(world, machine)
+    for claimant, election in heard:
+        if election.claim is None or _whole(world, machine, claimant):
+            continue
+        others = [one for other, one in heard if other is not claimant]
+        served = sum(one.served and one.follows == claimant.id for one in others)
+        if 2 * served > len(others):
+            return True
+    return False
+
+
+def apart(world: Cluster, one: Machine, other: Machine) -> bool:
+    """Is there a claimant that one of them hears, and that cannot have both in its pool?"""
+    return any(
+        election.claim is not None
+        and not (_whole(world, one, claimant) and _whole(world, other, claimant))
+        for machine in (one, other)
+        for claimant, election in _heard(world, machine)
+    )
+
+
+def _heard(world: Cluster, machine: Machine) -> list[tuple[Machine, Election]]:
+    """Whose Heartbeats come to it now, and what those nodes believe."""
+    return [
+        (other, other.node.election)
+        for other in world.machines
+        if other is not machine
+        and other.node is not None
+        and not other.paused
+        and world.network.connected(other.index, machine.index, TELEMETRY)
+    ]
+
+
+def _whole(world: Cluster, one: Machine, other: Machine) -> bool:
+    """Does all that two nodes say to each other get through?"""
+    ways = ((one.index, other.index), (other.index, one.index))
+    return all(world.network.connected(*way, path) for way in ways for path in (DIRECT, TELEMETRY))
 
 
 def steady(world: Cluster, core: Sequence[Machine], rest: Sequence[Machine]) -> None:

@@ -31,8 +31,8 @@ class Lives:
         self._world = machine.world
         # Which machine stands behind a node's id: matters only where two claim the same.
         self.routes: dict[bytes, Machine] = {}
-        # Of each peer that is not to be spoken to: the newest life known then.
-        self.shunned: dict[bytes, int] = {}
+        # Of each peer that is not to be spoken to: the lives that are refused.
+        self.shunned: dict[bytes, frozenset[int]] = {}
         self._known: dict[bytes, int] = {}
         self._answered: set[int] = set()
 
@@ -77,17 +77,21 @@ class Lives:
         machine = self._machine
         life = machine.life
         shunned = self.shunned.get(source.id)
-        if shunned is not None and inc_counter(inc) > inc_counter(shunned):
+        if shunned is not None and inc_counter(inc) > max(map(inc_counter, shunned)):
             # A newer life is judged anew.
             del self.shunned[source.id]
         machine.feed(n.Met(source.id, inc, your_inc))
-        if machine.life != life or source.id == machine.id or source.id in self.shunned:
+        if machine.life != life or source.id == machine.id or self.refuses(source.id, inc):
             return False
         if self.is_over(source.id, inc):
             return True
         self._known[source.id] = inc
         self.routes[source.id] = source
         return True
+
+    def refuses(self, node: bytes, inc: int) -> bool:
+        """Is that one of two lives that are refused?  One that is new here learns its age."""
+        return inc in self.shunned.get(node, ())
 
     def is_over(self, node: bytes, inc: int) -> bool:
         """Is that a life which does not count: older, or one of two with the same counter?"""
@@ -103,7 +107,7 @@ class Lives:
         if self._meets(source, inc, your_inc):
             newest = self.newest(source.id)
             world.greet(machine, source, source.lives.on_welcome, node.inc, newest)
-        elif source.id in self.shunned:
+        elif self.refuses(source.id, inc):
             world.greet(machine, source, source.lives.on_reject, inc)
 
     def on_welcome(self, source: Machine, inc: int, your_inc: int) -> None:
@@ -119,7 +123,8 @@ class Lives:
 
     def shun(self, node: bytes, reason: str) -> None:
         """The node will not have that peer any more."""
-        self.shunned[node] = self.newest(node)
+        lives = (one.node.inc for one in self._world.machines if one.id == node and one.node)
+        self.shunned[node] = frozenset((self.newest(node), *lives))
         self._world.shuns += 1
         self._world.told(f"{self._machine.name} shuns {self._world.names.node(node)}: {reason}")
 
@@ -151,11 +156,4 @@ class Lives:
     def known_to_others(self) -> int:
         """The highest counter of this node's lives that a reachable peer heard of."""
         mine = self._machine.id
-        return max(
-            (
-                inc_counter(one.lives.newest(mine))
-                for one in self._reachable()
-                if mine not in one.lives.shunned
-            ),
-            default=0,
-        )
+        return max((inc_counter(one.lives.newest(mine)) for one in self._reachable()), default=0)

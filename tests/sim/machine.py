@@ -605,10 +605,16 @@ class Machine(Processes):
 def _mixed(
     inbox: list[n.AnyEvent], shuffle: Callable[[list[n.AnyEvent]], None]
 ) -> list[n.AnyEvent]:
-    """Sockets are read in any order; what the driver itself has to say keeps its own."""
+    """Sockets are read in any order; a client's one connection and the driver keep their own."""
     outside = [one for one in inbox if isinstance(one, n.Heard | n.FromPeer | n.FromClient)]
+    said: dict[bytes, list[n.AnyEvent]] = {}
+    for one in reversed(outside):
+        if isinstance(one, n.FromClient):
+            said.setdefault(one.client, []).append(one)
     shuffle(outside)
-    mixed = iter(outside)
+    mixed = iter(
+        [said[one.client].pop() if isinstance(one, n.FromClient) else one for one in outside]
+    )
     return [
         next(mixed) if isinstance(one, n.Heard | n.FromPeer | n.FromClient) else one
         for one in inbox

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from blackroad import node as n
 from blackroad.bus import messages as m
+from blackroad.discovery.lives import State
+from blackroad.limits import DOUBT_DEADS, DOUBT_MS_MIN
 from tests.sim import liveness, tiny
 from tests.sim.clients import Client
 from tests.sim.cluster import Broken, Cluster
@@ -61,6 +63,8 @@ RESTARTS_MAX = 4
 # A life is noticed that was forgotten: doubt, and the life after it.
 FORGOTTEN_MS = 40_000
 CLONE_LOOK_MS = 7_000
+# What was said before the healing may be so late.
+LATE_ORDERS_MS = 70_000
 BROKEN = ("off", "off", "deaf", "dumb", "half", "frozen")
 
 
@@ -328,7 +332,7 @@ class Swarm:
             self._restart_clones(core)
         liveness.leader(world, core, self.rest)
         world.run(world.now + PATIENCE_MS, lambda: not self._unfinished(core))
-        left = self._unfinished(core)
+        left = [task for task in self._unfinished(core) if not self._kept_away(task, core)]
         if left:
             names = ", ".join(world.names.task(task) for task in left[:5])
             raise Broken("L2", f"{names} did not end in {PATIENCE_MS // 1000} s")
@@ -362,15 +366,24 @@ class Swarm:
     def _restart_clones(self, core: list[Machine]) -> None:
         """Somebody restarts what still takes itself for a clone; soon nothing does."""
         world = self.world
-        for _ in range(RESTARTS_MAX):
+        for restarts in range(1 + RESTARTS_MAX):
             world.run(world.now + CLONE_LOOK_MS)
-            twins = [one for one in core if one.node is not None and not one.node.lives.serves]
-            if not twins:
+            # Who is only in doubt begins another life by itself, as soon as that is over.
+            world.run(world.now + _doubt_ms(core), lambda: not self._in_state(core, State.TOLD))
+            twins = self._in_state(core, State.CLONE)
+            idle = twins or self._in_state(core, State.TOLD)
+            if not idle:
                 return
+            if restarts == RESTARTS_MAX:
+                world.broken("clone", f"{idle[0].name} does not serve, and its clone is gone")
             for machine in twins:
                 machine.crash(power=False)
                 machine.start()
-        world.broken("clone", f"{twins[0].name} does not serve, and its clone is gone")
+
+    @staticmethod
+    def _in_state(core: list[Machine], state: State) -> list[Machine]:
+        """Machines whose present life stands like this to others of the same node."""
+        return [one for one in core if one.node is not None and one.node.lives.state is state]
 
     def _heal(self) -> list[Machine]:
         """Choose the core and repair it; what is outside may stay as bad as it likes."""
@@ -410,12 +423,23 @@ class Swarm:
             machine.disk.drains = False
             machine.start()
             machine.feed(n.Drain(False))
+        if "drain_order" in self.faults:
+            self._resume(core, world.now + LATE_ORDERS_MS)
         for client in world.clients.values():
             client.says_seen, client.slow_ms = True, 0
         for machine in rest:
             self._stay_broken(machine, rng)
         self.rest = rest
         return core
+
+    def _resume(self, core: list[Machine], until_ms: int) -> None:
+        """Orders to drain that were late on their way still come: somebody takes them back."""
+        for machine in core:
+            if machine.disk.drains:
+                machine.disk.drains = False
+                machine.feed(n.Drain(False))
+        if self.world.now < until_ms:
+            self.world.at(self.world.now + 1_000, self._resume, core, until_ms)
 
     def _stay_broken(self, machine: Machine, rng: Random) -> None:
         how = rng.choice(BROKEN)
@@ -467,6 +491,24 @@ class Swarm:
             if able >= spec.gang and (eligible or (home and not spec.exclusive)):
                 left.append(task)
         return left
+
+    def _kept_away(self, task: bytes, core: list[Machine]) -> bool:
+        """Does a claimant outside keep its owner's pool apart from all that could run it?"""
+        owner = self.world.machines[self.world.observer.tasks[task].owner]
+        record = owner.node.owner.tasks.get(task) if owner.node is not None else None
+        if record is None or not self.rest:
+            return False
+        spec = record.cls.spec
+        able = [one for one in core if spec.needs == NEEDS or one.caps.labels]
+        if owner in able and not spec.exclusive:
+            return False
+        return all(liveness.apart(self.world, owner, one) for one in able)
+
+
+def _doubt_ms(core: list[Machine]) -> int:
+    """How long one of them may go on doubting its own life (R-life-2)."""
+    dead_ms = (one.node.membership.dead_ms() for one in core if one.node is not None)
+    return max(DOUBT_MS_MIN, DOUBT_DEADS * max(dead_ms, default=0)) * 11 // 10
 
 
 BOOTS_MS = (0, 1_000, 500_000, 10**9)

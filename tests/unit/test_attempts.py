@@ -9,7 +9,9 @@ from blackroad.ids import Token, incarnation
 from blackroad.router.effects import (
     Effect,
     Persist,
+    Pin,
     Send,
+    Unpin,
 )
 from blackroad.router.records import TaskState
 from tests.unit.builders import (
@@ -19,6 +21,7 @@ from tests.unit.builders import (
     OTHER,
     PEER,
     OwnerBench,
+    digest,
     of_kind,
     outcome,
     renew,
@@ -361,6 +364,22 @@ def test_a_gang_is_done_when_all_are() -> None:
     token = going(bench)
     assert says(bench, 300, outcome(token, result=b"other"), OTHER) == [ack(token, to=OTHER)]
     assert says(bench, 400, outcome(token)) == [done(), ack(token)]
+
+
+@pytest.mark.parametrize("last", [m.Status.DONE, m.Status.FAILED])
+def test_the_large_result_of_a_gang_stays_until_the_others_have_ended(last: m.Status) -> None:
+    """R-object-2: what was collected first must still be here when it is told."""
+    bench = OwnerBench(nodes=(PEER, OTHER))
+    token = going(bench)
+    ref = m.Ref(digest(9), 10**6)
+    says(bench, 300, outcome(token, result=ref))
+    bench.owner.on_fetched(ref.digest, 350)
+    assert [one for one in bench.turn(350) if isinstance(one, Pin | Unpin)] == [Pin(ref.digest)]
+    effects = says(bench, 400, outcome(token, status=last, result=b"why"), OTHER)
+    [told] = of_kind(effects, m.Ended)
+    was_done = last is m.Status.DONE
+    assert told.result == (ref if was_done else b"why")
+    assert of_kind(effects, Unpin) == ([] if was_done else [Unpin(ref.digest)])
 
 
 def test_one_that_ends_otherwise_stops_the_others() -> None:

@@ -210,6 +210,33 @@ def test_distrust_lasts_eight_t_dead() -> None:
     assert (one.follows, one.served) == (ME, False)
 
 
+@pytest.mark.parametrize("supported", [False, True])
+def test_distrust_grows_for_who_does_not_answer_again(supported: bool) -> None:
+    """R-elect-1: doubled up to 32 T_dead, unless it serves most others."""
+    one = election(priority=NEVER)
+    beats = (claimant(ME, 4), follower(OTHER, ME, served=supported))
+    now_ms, lasted = 500, []
+    for _ in range(4):
+        step(one, now_ms, *beats)
+        one.on_demand_sent(now_ms)
+        now_ms += 2 * DEAD
+        step(one, now_ms, *beats)
+        [until_ms] = one.distrusted.values()
+        lasted.append((until_ms - now_ms) // DEAD)
+        now_ms = until_ms
+    assert lasted == ([8, 8, 8, 8] if supported else [8, 16, 32, 32])
+
+
+def test_an_answer_makes_up_for_earlier_silence() -> None:
+    one = unanswered()
+    step(one, 1000 + 2 * DEAD, claimant(ME, 4), follower(OTHER, ME, served=False))
+    again_ms = 1000 + 10 * DEAD
+    step(one, again_ms, claimant(ME, 4), follower(OTHER, ME, served=False))
+    assert (one.follows, one.distrust_deads()) == (ME, 16)
+    one.on_answered()
+    assert one.distrust_deads() == 8
+
+
 def test_distrust_ends_with_a_new_incarnation() -> None:
     """R-elect-1: this node in this incarnation; or until it shows a new one."""
     one = unanswered()

@@ -236,11 +236,20 @@ def test_greetings_of_the_other_life_count_as_signs() -> None:
     """It may have no telemetry that is heard here."""
     one = lives()
     found = []
-    for now_ms in range(0, 6_000, 250):
+    for now_ms in range(0, 70_000, 250):
         beat(one, THEIRS, now_ms)
-        if now_ms % 1_000 == 0:
-            found += met(one, 0, now_ms, PEER, THEIRS_OLDER)
+        if now_ms % 30_000 == 0:
+            found += met(one, 0, now_ms + 1, PEER, THEIRS_OLDER)
     assert found == [Found(Finding.CLONE, PEER, THEIRS, THEIRS_OLDER)]
+
+
+def test_late_greetings_of_the_life_before_prove_nothing() -> None:
+    """R-life-3: they carry no time, and any number of them may be half a minute late."""
+    one = lives()
+    for now_ms in range(0, 50_000, 250):
+        beat(one, THEIRS, now_ms)
+        assert met(one, 0, now_ms + 1, PEER, THEIRS_OLDER) == []
+    assert not one.is_clone(PEER)
 
 
 def test_a_newer_life_is_judged_anew() -> None:

@@ -371,6 +371,31 @@ def test_stepping_down_forgets_demands_and_supplies() -> None:
     )
 
 
+def test_a_late_demand_of_a_dead_owner_is_nobodys_wish() -> None:
+    """R-alloc-1: nobody would ever take it back, and its class would keep its places."""
+    node = opened()
+    node.handle(Heard(beat(PEER, 100, follows=ME)), 100)
+    for now_ms in range(150, 3000, 50):
+        node.handle(Tick(), now_ms)
+    assert node.election.claim is not None
+    wants = m.Demand(INC, 7, (), ())
+    node.handle(FromPeer(PEER, (wants,), INC), 3000)
+    assert PEER not in node.coordinator.owners
+    node.handle(Heard(beat(PEER, 3100, follows=ME)), 3100)
+    node.handle(FromPeer(PEER, (wants,), INC), 3100)
+    assert node.coordinator.owners[PEER].demand == wants
+
+
+def test_a_late_demand_of_an_earlier_life_is_dropped() -> None:
+    """R-alloc-1: the present life says itself what it wants."""
+    node = reigning()
+    node.handle(Heard(beat(PEER, 3000, follows=ME, inc=incarnation(9, 1))), 3000)
+    node.handle(FromPeer(PEER, (m.Demand(incarnation(8, 1), 7, (), ()),), 0), 3010)
+    assert PEER not in node.coordinator.owners
+    node.handle(FromPeer(PEER, (m.Demand(incarnation(9, 1), 1, (), ()),), 0), 3020)
+    assert PEER in node.coordinator.owners
+
+
 def test_a_coordinator_pools_only_who_follows_it() -> None:
     """R-alloc-1: in a partition each node is in one pool."""
     node = reigning()

@@ -87,6 +87,31 @@ def test_the_same_submit_gets_the_same_answer() -> None:
     assert len(bench.owner.tasks) == 2
 
 
+def test_what_its_session_has_seen_is_not_begun_again() -> None:
+    """R-submit-4: a Submit that was said before Seen and is read after it."""
+    bench = OwnerBench()
+    token = bench.granted()
+    says(bench, 100, outcome(token))
+    bench.owner.on_seen(SESSION, (task_id(1),))
+    assert bench.submit(1, now_ms=200) == [accepted(1)]
+    code = m.Ref(digest(1), 70_000)
+    assert bench.submit(1, code=code, now_ms=250) == [accepted(1)]
+    both = bench.submit(1, 2, now_ms=300)
+    assert both[:2] == [accepted(1), accepted(2)]
+    assert [task.id for task in bench.owner.tasks.values()] == [task_id(2)]
+
+
+def test_what_ended_with_an_earlier_session_is_new_work() -> None:
+    """R-submit-2: nobody has seen its outcome, and who opens that session again asks anew."""
+    bench = OwnerBench()
+    token = bench.granted()
+    says(bench, 100, outcome(token))
+    bench.owner.end_session(SESSION, 200)
+    bench.owner.sessions.open(CLIENT, m.Open(SESSION, 600_000), 300)
+    bench.submit(1, now_ms=300)
+    assert [task.id for task in bench.owner.tasks.values()] == [task_id(1)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -150,6 +175,20 @@ def test_what_nobody_can_run_waits_for_an_answer_and_is_rejected_then() -> None:
     assert (told.reason, told.nodes) == ("unplaceable", 2)
     assert [(row.item, row.asked) for row in told.rows] == [("cpu", "64")]
     assert "big" in told.text
+    assert not bench.owner.tasks
+
+
+def test_a_copy_that_waits_for_nodes_is_not_begun_when_the_task_is_over() -> None:
+    """R-submit-6: a repetition takes the place of the Submit that waits."""
+    bench = OwnerBench(nodes=())
+    assert bench.submit(1, spec=spec(gang=2), now_ms=100) == []
+    bench.meet(PEER, 200)
+    assert bench.submit(1, spec=spec(gang=2), now_ms=300) == [accepted(1)]
+    bench.owner.on_cancel(CLIENT, m.Cancel((task_id(1),)), 400)
+    bench.owner.on_seen(SESSION, (task_id(1),))
+    assert of_kind(bench.turn(400), m.Ended)
+    bench.owner.memory.recent.clear()
+    assert bench.turn(5_000) == []
     assert not bench.owner.tasks
 
 
