@@ -59,6 +59,10 @@ class UnknownKernel(UsageError):
     """No kernel has that name."""
 
 
+class JoinRefused(UsageError):
+    """A cluster does not let this machine in, or is not the one that was meant."""
+
+
 class NotPicklable(UsageError):
     """A function or argument cannot be sent to another process."""
 

@@ -95,7 +95,7 @@ class StateDirectory:
         # In this order: a first start that is cut short leaves a counter without a key, which is
         # harmless, while a key without its counter is a node that forgot its age.
         counter = self._raise_counter(above)
-        public_key = self._public_key()
+        _, public_key = read_keys(self.path) or _new_keys(self.path)
         return Life(
             node_id_from_key(public_key), incarnation(counter, secrets.randbits(32)), public_key
         )
@@ -130,25 +130,6 @@ class StateDirectory:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def _public_key(self) -> bytes:
-        path = self.path / IDENTITY_FILE
-        try:
-            stored: dict[str, Any] = json.loads(path.read_text("ascii"))
-            key = bytes.fromhex(stored["public_key"])
-            if len(key) != KEY_BYTES:
-                raise ValueError(f"a key of {len(key)} bytes")
-            return key
-        except FileNotFoundError:
-            secret, public = _key_pair()
-            text = json.dumps({"public_key": public.hex(), "secret_key": secret.hex()})
-            write_flushed(path, text.encode("ascii"))
-            return public
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StateDirectoryProblem(
-                f"the node's identity {path} cannot be read: {error}",
-                hint="restore the file from a backup; removing it makes this a new node",
-            ) from None
-
     def _raise_counter(self, above: int) -> int:
         path = self.path / COUNTER_FILE
         try:
@@ -174,11 +155,57 @@ class StateDirectory:
         )
 
 
-def _key_pair() -> tuple[bytes, bytes]:
-    """Make an X25519 key pair, as CURVE uses it; return (secret, public)."""
+def read_keys(state: Path) -> tuple[bytes, bytes] | None:
+    """Read the node's X25519 pair, as CURVE uses it: (secret, public); None where it has none yet.
+
+    Raises  StateDirectoryProblem where the file is unreadable or damaged.
+    """
+    path = state / IDENTITY_FILE
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text("ascii"))
+        secret = bytes.fromhex(stored["secret_key"])
+        public = bytes.fromhex(stored["public_key"])
+        if len(secret) != KEY_BYTES or len(public) != KEY_BYTES:
+            raise ValueError(f"keys of {len(secret)} and {len(public)} bytes")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateDirectoryProblem(
+            f"the node's identity {path} cannot be read: {error}",
+            hint="restore the file from a backup; removing it makes this a new node",
+        ) from None
+    return secret, public
+
+
+def ensure_keys(state: Path) -> tuple[bytes, bytes]:
+    """Read the node's key pair, or make it before the first life of the node: (secret, public).
+
+    Raises  StateDirectoryProblem.
+    """
+    found = read_keys(state)
+    if found is not None:
+        return found
+    if not (state / COUNTER_FILE).exists():
+        # In the order of `begin_life`, and for its reason.
+        write_flushed(state / COUNTER_FILE, b"0\n")
+    return _new_keys(state)
+
+
+def write_keys(state: Path, secret: bytes, public: bytes) -> None:
+    """Make this another node: its incarnations go on counting where they were.
+
+    Raises  StateDirectoryProblem.
+    """
+    text = json.dumps({"public_key": public.hex(), "secret_key": secret.hex()})
+    write_flushed(state / IDENTITY_FILE, text.encode("ascii"))
+
+
+def _new_keys(state: Path) -> tuple[bytes, bytes]:
     from blackroad.bus.sockets import key_pair
 
-    return key_pair()
+    secret, public = key_pair()
+    write_keys(state, secret, public)
+    return secret, public
 
 
 def write_flushed(path: Path, data: bytes) -> None:
@@ -190,6 +217,10 @@ def write_flushed(path: Path, data: bytes) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
+            if os.geteuid() == 0:
+                # Root may prepare the directory of a daemon that runs as somebody else.
+                owner = path.parent.stat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             os.write(fd, data)
             os.fsync(fd)
         finally:
