@@ -48,6 +48,14 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def limit_memory(limit_bytes: int) -> None:
+    """Have this process fail where it would take more memory than that."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+
+
 def private_stdout() -> IO[str]:
     """Return the real standard output; whatever libraries print goes to standard error."""
     sys.stdout.flush()

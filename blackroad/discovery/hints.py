@@ -9,35 +9,31 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final, NamedTuple
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
+from blackroad.bus.addresses import ADDRESSES_MAX, host_of, rank
+from blackroad.bus.addresses import IpAddress as Address
 from blackroad.capabilities import normal_arch
-from blackroad.errors import ConfigError
+from blackroad.errors import ConfigError, UsageError
+from blackroad.ids import bytes32, text32
 from blackroad.limits import HINTS_MAX
 
 DEFAULT_PORT: Final = 7701
-ADDRESSES_MAX: Final = 16
+DOOR_KEY_BYTES: Final = 32
 STATIC_PEERS_MAX: Final = 256
 _TEXT_MAX: Final = 1024
 
 _NODE = re.compile(r"[a-z2-7]{26}")
 _DIGEST = re.compile(r"[a-z2-7]{8,64}")
+_KEY = re.compile(r"[a-z2-7]{52}")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 _VERSIONS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _HOST = re.compile(
     r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?", re.ASCII
 )
-
-_V4 = ipaddress.IPv4Network
-# Addresses that container engines give out by default, the same ones on every machine.
-_CONTAINER_NETS: Final = (_V4("172.17.0.0/16"), _V4("172.18.0.0/16"), _V4("10.88.0.0/16"),
-                          _V4("10.42.0.0/16"), _V4("10.244.0.0/16"), _V4("192.168.122.0/24"),
-                          _V4("10.0.3.0/24"))  # fmt: skip
-_OVERLAY_NETS: Final = (_V4("100.64.0.0/10"),)
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Hint(Struct, frozen=True):
@@ -56,10 +52,22 @@ class Hint(Struct, frozen=True):
     caps_digest: str = ""
 
 
+class Door(NamedTuple):
+    """Where somebody who is not in a cluster yet may ask to be let in, and the key to expect."""
+
+    cluster: str
+    node: str
+    endpoints: tuple[str, ...]
+    key: bytes
+
+
 class Announcement(Struct, frozen=True):
     """What a daemon says of itself over mDNS; everything else is asked for over ZeroMQ.
 
-    Shapes  `node` 26 characters as `ids.text32` writes them; digests the same, 8 to 64.
+    Where newcomers may knock, `join_port` and `door_key` say where and what key to expect.
+
+    Shapes  `node` 26 characters as `ids.text32` writes them; digests the same, 8 to 64; `door_key`
+            32 bytes or none.
     """
 
     node: str
@@ -68,6 +76,8 @@ class Announcement(Struct, frozen=True):
     arch: str
     caps_digest: str = ""
     cluster: str = ""
+    join_port: int = 0
+    door_key: bytes = b""
 
     def txt(self, addresses: Sequence[str]) -> dict[str, str]:
         """Return the TXT record, below 400 bytes; addresses in the order to be tried."""
@@ -83,6 +93,8 @@ class Announcement(Struct, frozen=True):
             "m": self.arch,
             "d": self.caps_digest,
             "c": self.cluster,
+            "j": str(self.join_port) if self.join_port and self.door_key else "",
+            "k": text32(self.door_key) if self.join_port else "",
             "a": ",".join(kept),
         }
         return {key: value for key, value in pairs.items() if value}
@@ -121,6 +133,47 @@ def from_txt(
     )
 
 
+def door_from_txt(
+    txt: Mapping[str, str], addresses: Sequence[str], *, loopback: bool = False
+) -> Door | None:
+    """Return the door that an advertisement tells of, or None where there is none to be used."""
+    node, cluster, port = txt.get("id", ""), txt.get("c", ""), txt.get("j", "")
+    if not _NODE.fullmatch(node) or not _DIGEST.fullmatch(cluster):
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65_535:
+        return None
+    if not _KEY.fullmatch(txt.get("k", "")):
+        return None
+    try:
+        key = bytes32(txt["k"])
+    except UsageError:
+        return None
+    given = [*txt.get("a", "").split(","), *addresses][: 2 * ADDRESSES_MAX]
+    usable = usable_addresses(given, loopback=loopback)
+    if not usable or len(key) != DOOR_KEY_BYTES:
+        return None
+    return Door(cluster, node, tuple(endpoint(address, int(port)) for address in usable), key)
+
+
+def from_registry(entry: bytes, *, own: Announcement) -> Hint | None:
+    """Return the hint in one entry of a registry, by the rules of advertisements."""
+    try:
+        told = msgspec.json.decode(entry, type=_Entry)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if len(told.ports) != 3:
+        return None
+    hosts = [host_of(place) for place in told.endpoints if len(place) <= _TEXT_MAX]
+    txt = {"id": told.node, "p": ",".join(map(str, told.ports)), "c": own.cluster}
+    hint = from_txt(txt, hosts, own=own)
+    return None if hint is None else msgspec.structs.replace(hint, source="redis")
+
+
+def registry_entry(own: Announcement, endpoints: Sequence[str]) -> bytes:
+    """Return what a registry tells others of this node."""
+    return msgspec.json.encode(_Entry(own.node, tuple(endpoints[:ADDRESSES_MAX]), own.ports))
+
+
 def from_static(peers: Sequence[str]) -> list[Hint]:
     """Return a hint for each peer that the configuration names, in its order.
 
@@ -156,21 +209,17 @@ def usable_addresses(given: Sequence[str], *, loopback: bool = False) -> list[st
     return sorted(found, key=lambda text: found[text])[:ADDRESSES_MAX]
 
 
-def rank(address: Address) -> int:
-    """Return 0 for an ordinary address, more for the kinds that rarely lead anywhere."""
-    if address.is_link_local or address.is_loopback:
-        return 3
-    if address.version == 4:
-        if any(address in net for net in _CONTAINER_NETS):
-            return 2
-        if any(address in net for net in _OVERLAY_NETS):
-            return 1
-    return 0
-
-
 def endpoint(host: str, port: int) -> str:
     """Return the ZeroMQ endpoint of a host name or address."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+class _Entry(Struct, frozen=True):
+    """One node as a registry keeps it."""
+
+    node: Annotated[str, Meta(max_length=64)]
+    endpoints: Annotated[tuple[str, ...], Meta(max_length=ADDRESSES_MAX)]
+    ports: Annotated[tuple[int, ...], Meta(max_length=3)]
 
 
 class HintTable:

@@ -45,19 +45,20 @@ class Choice(NamedTuple):
 
 
 def interfaces(root: Path = Path("/")) -> list[Interface]:
-    """Return the interfaces that are up, by name."""
+    """Return the interfaces that are up and connected, the quick ones first, wireless ones last."""
     import psutil
 
     found = []
     for name, entries in sorted(psutil.net_if_addrs().items()):
         flags = _flags(root, name)
-        if not flags & _UP:
+        if not flags & _UP or not _has_carrier(root, name):
             continue
         texts = sorted({entry.address.split("%")[0] for entry in entries}, key=_order)
         v4 = tuple(text for text in texts if _version(text) == 4)
         v6 = tuple(text for text in texts if _version(text) == 6)
         if v4 or v6:
             found.append(Interface(name, kind_of(name, flags), bool(flags & _MULTICAST), v4, v6))
+    found.sort(key=lambda item: _pace(root, item.name))
     return found[:INTERFACES_MAX]
 
 
@@ -116,6 +117,22 @@ def _flags(root: Path, name: str) -> int:
         return int((root / "sys/class/net" / name / "flags").read_text(), 16)
     # Without /sys every interface counts as an ordinary one.
     return _UP | (_IS_LOOPBACK if name.startswith("lo") else _MULTICAST)
+
+
+def _has_carrier(root: Path, name: str) -> bool:
+    """A bridge with nothing behind it, or a cable that is not plugged in, leads nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((root / "sys/class/net" / name / "carrier").read_text()) != 0
+    return True
+
+
+def _pace(root: Path, name: str) -> tuple[int, int]:
+    """Sort by this: wired before wireless, then the faster one first."""
+    place = root / "sys/class/net" / name
+    wireless = (place / "wireless").exists() or (place / "phy80211").exists()
+    with contextlib.suppress(OSError, ValueError):
+        return int(wireless), -int((place / "speed").read_text())
+    return int(wireless), 0
 
 
 def _version(text: str) -> int:

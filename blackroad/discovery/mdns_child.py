@@ -16,12 +16,14 @@ import logging
 import os
 import re
 import sys
+import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from blackroad.discovery.children import die_with_parent, private_stdout
-from blackroad.discovery.hints import ADDRESSES_MAX, Announcement
+from blackroad.bus.addresses import ADDRESSES_MAX
+from blackroad.discovery.children import die_with_parent, limit_memory, private_stdout
+from blackroad.discovery.hints import Announcement
 from blackroad.discovery.interfaces import Choice, choose, interfaces
 from blackroad.limits import HINTS_MAX
 
@@ -37,14 +39,18 @@ OWN_VOICE_S: Final = 5.0
 RESOLVE_MS: Final = 3000
 RESOLVING_MAX: Final = 32
 LINE_BYTES_MAX: Final = 16 * 1024
+# A flood is reported no faster than this; what is left out is heard again with its next repetition.
+SEEN_PER_S: Final = 50.0
+SEEN_BURST: Final = 300.0
+NICENESS: Final = 10
 
-_KEYS: Final = ("id", "v", "p", "m", "d", "c", "a")
+_KEYS: Final = ("id", "v", "p", "m", "d", "c", "a", "j", "k")
 
 
 class Start(msgspec.Struct):
-    """What the parent writes: whom to announce, and on which interfaces (None means all)."""
+    """What the parent writes: whom to announce, if anybody, and where (None: on all interfaces)."""
 
-    announce: Announcement
+    announce: Announcement | None = None
     interfaces: list[str] | None = None
 
 
@@ -54,7 +60,9 @@ def main() -> int:
     parser.add_argument("--parent", type=int, required=True)
     die_with_parent(parser.parse_args().parent)
     out = private_stdout()
-    _limit_memory()
+    limit_memory(MEMORY_BYTES_MAX)
+    # Strangers may keep this process as busy as they like, but not the machine.
+    os.nice(NICENESS)
     logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
     trouble = _missing()
     if trouble:
@@ -69,13 +77,6 @@ def main() -> int:
         _say(out, {"problem": f"mDNS stopped: {type(error).__name__}: {error}"[:300]})
         return 1
     return 0
-
-
-def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
 
 
 def _missing() -> str:
@@ -112,6 +113,8 @@ class _Service:
         self._waiting_said = False
         self._said: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left = SEEN_BURST
+        self._counted = time.monotonic()
 
     async def run(self) -> None:
         """Serve until the parent closes its end.
@@ -143,8 +146,12 @@ class _Service:
     async def _follow_commands(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             self._start = msgspec.json.decode(line, type=Start)
-            if self._zeroconf is not None:
-                await self._zeroconf.async_update_service(self._info())
+            await self._say_again()
+
+    async def _say_again(self) -> None:
+        info = self._info()
+        if self._zeroconf is not None and info is not None:
+            await self._zeroconf.async_update_service(info)
 
     async def _follow_interfaces(self) -> None:
         """Follow the interfaces: networks come up after daemons, and cables are pulled."""
@@ -169,10 +176,10 @@ class _Service:
         if self._zeroconf is None:
             await self._open(chosen)
         else:
-            places = list(chosen.multicast)
+            await self._zeroconf.async_update_interfaces(list(chosen.multicast), _version(chosen))
+            # Kept only now, so that what could not be done is tried again at the next scan.
             self._choice = chosen
-            await self._zeroconf.async_update_interfaces(places, _version(chosen))
-            await self._zeroconf.async_update_service(self._info())
+            await self._say_again()
         _say(self._out, {"ready": list(chosen.multicast)})
 
     async def _open(self, chosen: Choice) -> None:
@@ -184,20 +191,23 @@ class _Service:
         self._choice = chosen
         self._zeroconf = opened
         info = self._info()
-        self._own_name = info.name
+        self._own_name = info.name if info is not None else ""
         # Multicast answers: a unicast one reaches only one of several daemons on one machine.
         self._browser = AsyncServiceBrowser(
             opened.zeroconf, SERVICE, [self._changed], question_type=DNSQuestionType.QM
         )
+        if info is None:
+            return
         # Names are keys' digests, so nobody has to be asked whether one is free.
         announced = await opened.async_register_service(info, cooperating_responders=True)
         self._keep(asyncio.ensure_future(_quietly(announced)))
         self._keep(asyncio.create_task(self._check_own_voice()))
 
-    def _info(self) -> ServiceInfo:
+    def _info(self) -> ServiceInfo | None:
         from zeroconf import ServiceInfo
 
-        assert self._start is not None
+        if self._start is None or self._start.announce is None:
+            return None
         announce, addresses = self._start.announce, self._choice.addresses
         return ServiceInfo(
             SERVICE,
@@ -238,10 +248,21 @@ class _Service:
             "addresses": info.parsed_addresses()[:ADDRESSES_MAX],
         }
         if self._said.pop(name, None) != seen:
+            if not self._may_say():
+                return
             _say(self._out, {"seen": seen})
         self._said[name] = seen
         if len(self._said) > HINTS_MAX:
             del self._said[next(iter(self._said))]
+
+    def _may_say(self) -> bool:
+        now = time.monotonic()
+        self._left = min(SEEN_BURST, self._left + SEEN_PER_S * (now - self._counted))
+        self._counted = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
     async def _check_own_voice(self) -> None:
         """Multicast comes back to its sender; where it does not, something blocks it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from blackroad.discovery import interfaces as nets
-from blackroad.discovery import mdns, mdns_child
+from blackroad.discovery import line_child, mdns, mdns_child
 from blackroad.discovery.hints import Announcement, Hint
 from blackroad.discovery.interfaces import Choice, Interface, choose, kind_of
 from blackroad.discovery.mdns import Mdns
@@ -98,7 +98,7 @@ def test_daemons_of_one_machine_find_each_other(opened: list[Mdns]) -> None:
 def test_a_killed_child_is_replaced_behind_the_same_descriptor(
     opened: list[Mdns], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdns, "BACK_OFF_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(line_child, "BACK_OFF_S", (0.0, 0.0, 0.0))
     mine = [announcement(7701), announcement(7801)]
     first = Mdns(mine[0], LOOPBACK)
     opened.append(first)
@@ -154,8 +154,8 @@ def test_an_interface_that_is_not_there_is_named(opened: list[Mdns]) -> None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Run `script` instead of the child; `line` is what the parent wrote first."""
-    monkeypatch.setattr(mdns, "command", lambda *_: ["sh", "-c", f"read line; {script}"])
-    monkeypatch.setattr(mdns, "BACK_OFF_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(line_child, "command", lambda *_: ["sh", "-c", f"read line; {script}"])
+    monkeypatch.setattr(line_child, "BACK_OFF_S", (0.0, 0.0, 0.0))
 
 
 def problem_of(daemon: Mdns) -> str:
@@ -197,7 +197,7 @@ def test_a_missing_package_is_said_once_and_not_tried_again(
 def test_a_library_that_fails_is_told_with_its_own_words_and_tried_again(
     opened: list[Mdns], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mdns, "BACK_OFF_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(line_child, "BACK_OFF_S", (0.0, 0.0, 0.0))
     package = tmp_path / "zeroconf"
     package.mkdir()
     (package / "__init__.py").write_text(

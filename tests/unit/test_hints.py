@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blackroad.discovery.hints import (
     Announcement,
+    Door,
     Hint,
     HintTable,
+    door_from_txt,
+    from_registry,
     from_static,
     from_txt,
+    registry_entry,
     usable_addresses,
 )
 from blackroad.errors import ConfigError
@@ -166,3 +171,48 @@ def test_a_flood_pushes_out_the_oldest_but_nothing_configured() -> None:
     nodes = {hint.node for hint in table.all()}
     assert "n9" not in nodes
     assert {"n10", f"n{HINTS_MAX + 9}", ""} <= nodes
+
+
+# --- doors and registries -------------------------------------------------------------------------
+
+DOOR_KEY = bytes(range(32))
+
+
+def test_a_door_is_announced_and_found_by_whoever_is_in_no_cluster() -> None:
+    with_door = msgspec.structs.replace(OWN, join_port=7700, door_key=DOOR_KEY)
+    txt = with_door.txt(["10.0.0.5", "fd00::5"])
+    assert sum(len(key) + len(value) + 2 for key, value in txt.items()) < 400
+    assert door_from_txt(txt, []) == Door(
+        "c" * 26, "a" * 26, ("tcp://10.0.0.5:7700", "tcp://[fd00::5]:7700"), DOOR_KEY
+    )
+    assert door_from_txt(OWN.txt(["10.0.0.5"]), []) is None
+    closed = msgspec.structs.replace(with_door, door_key=b"")
+    assert not {"j", "k"} & set(closed.txt(["10.0.0.5"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"j": "0"}, {"j": "70000"}, {"j": "x"}, {"j": ""}, {"k": "a" * 51}, {"k": "A" * 52},
+        {"k": ""}, {"id": "x"}, {"c": ""}, {"a": "127.0.0.1"}, {"a": "224.0.0.1"},
+    ],
+)  # fmt: skip
+def test_a_door_that_makes_no_sense_is_none(change: dict[str, str]) -> None:
+    with_door = msgspec.structs.replace(OWN, join_port=7700, door_key=DOOR_KEY)
+    assert door_from_txt({**with_door.txt(["10.0.0.5"]), **change}, []) is None
+
+
+def test_an_entry_of_a_registry_comes_back_as_a_hint() -> None:
+    other = msgspec.structs.replace(OWN, node="b" * 26)
+    entry = registry_entry(other, ["tcp://10.0.0.5:7701", "tcp://[fd00::5]:7701"])
+    hint = from_registry(entry, own=OWN)
+    assert hint is not None
+    assert (hint.node, hint.source, hint.ports) == ("b" * 26, "redis", (7701, 7702, 7703))
+    assert hint.endpoints == ("tcp://10.0.0.5:7701", "tcp://[fd00::5]:7701")
+    assert from_registry(entry, own=other) is None, "it is one's own"
+
+
+@given(st.binary(max_size=200))
+def test_any_entry_of_a_registry_is_read_or_left(entry: bytes) -> None:
+    hint = from_registry(entry, own=OWN)
+    assert hint is None or hint.source == "redis"

@@ -1,0 +1,1 @@
+"""Clusters in networks of their own: who finds whom, and what stands in the way."""
