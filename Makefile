@@ -14,7 +14,7 @@ CODE := blackroad tests $(wildcard bench)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint sim mutants chaos fuzz net-test bench format install uninstall systemd-test clean
+.PHONY: help demo test test-all lint sim mutants chaos fuzz abuse net-test bench format install uninstall systemd-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ chaos: $(DEV_STAMP) ## (root) real daemons under every fault: ROWS=1,5,9 SEED=k 
 
 fuzz: $(DEV_STAMP) ## a member of the cluster says FRAMES=1000000 broken things, and disturbs nobody
 	@$(PYTHON_IN) -m tests.fuzz $(if $(FRAMES),--frames $(FRAMES)) $(if $(SEED),--seed $(SEED))
+
+abuse: $(DEV_STAMP) ## strangers against a closed cluster, with figures: ROWS=35,38
+	@$(PYTHON_IN) -m tests.abuse $(if $(ROWS),--rows $(ROWS))
 
 net-test: $(DEV_STAMP) ## (root) closed clusters in network namespaces: joining, firewalls, two networks
 	@$(PYTHON_IN) -m pytest -n 0 -m "" tests/net $(ARGS)

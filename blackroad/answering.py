@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from blackroad.bus import messages as m
+from blackroad.errors import UsageError
 from blackroad.ids import U63, Digest, short
 from blackroad.queries import pages
 
@@ -54,6 +55,7 @@ class Answering:
         exchange: Exchange,
         clock: Callable[[], int],
         journal: Callable[[], dict[str, Any]],
+        edges: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._node = node
         self._transport = transport
@@ -62,6 +64,9 @@ class Answering:
         self._exchange = exchange
         self._clock = clock
         self._journal = journal
+        self._edges = edges
+        # Questions about networks are answered by who looks at them.
+        self.net: Callable[[fx.Lookup], None] = lambda _lookup: None
         self._waiting: dict[bytes, list[fx.Lookup]] = {}
         # What was put or brought here stays until newer ones need the room.
         self._kept: OrderedDict[tuple[bytes, str], int] = OrderedDict()
@@ -73,23 +78,25 @@ class Answering:
             match lookup.name:
                 case "logs":
                     self._logs(lookup, msgspec.msgpack.decode(lookup.args, type=LogArgs))
+                case "net.status" | "net.probe" | "net.ask":
+                    self.net(lookup)
                 case "driver":
-                    self._reply(lookup, self._statistics())
+                    self.reply(lookup, self._statistics())
                 case "put" | "get":
                     self._bring(lookup, msgspec.msgpack.decode(lookup.args, type=ObjectArgs))
                 case _:
-                    self._refuse(lookup, f"this daemon knows no query `{lookup.name}`")
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._refuse(lookup, f"query `{lookup.name}`: {error}")
+                    self.refuse(lookup, f"this daemon knows no query `{lookup.name}`")
+        except (msgspec.MsgspecError, UsageError, ValueError, RecursionError) as error:
+            self.refuse(lookup, f"query `{lookup.name}`: {error}")
 
     def _logs(self, lookup: fx.Lookup, args: LogArgs) -> None:
         page = self._running.printed(args.task, args.offset)
         if page is None:
             at = args.offset
-            self._reply(lookup, {"text": "", "offset": at, "end": at, "cut": 0})
+            self.reply(lookup, {"text": "", "offset": at, "end": at, "cut": 0})
             return
         text = page.data.decode("utf-8", "replace")
-        self._reply(lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut})
+        self.reply(lookup, {"text": text, "offset": page.start, "end": page.end, "cut": page.cut})
 
     def _bring(self, lookup: fx.Lookup, args: ObjectArgs) -> None:
         """Fetch an object from the asking client (put), or from the node that has it (get)."""
@@ -108,7 +115,7 @@ class Answering:
             if key in self._kept:
                 self._store.unpin(digest, lookup.name)
             self._kept[key] = self._store.size(digest) or 0
-            self._reply(lookup, {"ok": True})
+            self.reply(lookup, {"ok": True})
         while len(self._kept) > KEPT_MAX or sum(self._kept.values()) > self._kept_bytes:
             (oldest, name), _ = self._kept.popitem(last=False)
             self._store.unpin(oldest, name)
@@ -117,7 +124,7 @@ class Answering:
         """An object cannot be had."""
         for lookup in self._waiting.pop(digest, ()):
             self._store.unpin(digest, lookup.name)
-            self._refuse(lookup, f"the object could not be fetched: {text}")
+            self.refuse(lookup, f"the object could not be fetched: {text}")
 
     def _statistics(self) -> dict[str, Any]:
         return {
@@ -125,16 +132,19 @@ class Answering:
             "objects": dict(self._exchange.counters),
             "stored_bytes": self._store.used_bytes,
             "journal": self._journal(),
+            **self._edges(),
             "links": {
                 short(node): {"open": link.open, "gaps": link.gaps, "dropped": link.dropped}
                 for node, link in self._transport.links.items()
             },
         }
 
-    def _reply(self, lookup: fx.Lookup, body: dict[str, Any]) -> None:
+    def reply(self, lookup: fx.Lookup, body: dict[str, Any]) -> None:
+        """Give an answer to whoever asked."""
         self._send(lookup, msgspec.msgpack.encode(body), "")
 
-    def _refuse(self, lookup: fx.Lookup, text: str) -> None:
+    def refuse(self, lookup: fx.Lookup, text: str) -> None:
+        """Say why there is no answer."""
         self._send(lookup, b"", text)
 
     def _send(self, lookup: fx.Lookup, body: bytes, error: str) -> None:

@@ -21,11 +21,13 @@ from typing import Any, Final
 
 from blackroad import directories, limits
 from blackroad.config_keys import (
+    JOIN_PORT,
     KEYS,
     MEMORY_BYTES_MIN,
     MEMORY_SHARE_PERCENT,
     PORT,
     TABLES,
+    TOPICS_BYTES,
     BadValue,
     Key,
 )
@@ -37,6 +39,8 @@ PREFIX: Final = "BLACKROAD_"
 FILE_VARIABLE: Final = "BLACKROAD_CONFIG"
 SYSTEM_FILE: Final = Path("/etc/blackroad/blackroad.toml")
 FILE_BYTES_MAX: Final = 1 * limits.MIB
+LOOPBACK: Final = "127.0.0.1"
+INTERFACES6_FILE: Final = Path("/proc/net/if_inet6")
 
 _PAIR = re.compile(r"\s*([A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')\s*(?:=|\.)")
 _TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$")
@@ -56,15 +60,18 @@ class Config:
     priority: int = 0
     arch: str | None = None
 
-    listen: str = "127.0.0.1"
+    listen: str | None = None
     insecure_open: bool = False
     port: int = PORT
     telemetry_port: int = PORT + 1
     bulk_port: int = PORT + 2
+    join_port: int = JOIN_PORT
+    pending_joins: bool = True
     endpoints: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     mdns: bool = True
     mdns_interfaces: tuple[str, ...] = ()
+    redis_url: str = ""
 
     state_dir: Path | None = None
     runtime_dir: Path | None = None
@@ -76,6 +83,7 @@ class Config:
     labels: Mapping[str, str] = field(default_factory=dict)
     programs: tuple[str, ...] = ()
     object_limit_bytes: int = limits.OBJECT_BYTES_MAX
+    topics_keep_bytes: int = TOPICS_BYTES
 
     heartbeat_ms: int | None = None
     lease_ms: int = limits.LEASE_MS
@@ -121,23 +129,26 @@ def check_exposure(config: Config, *, keys_exist: bool) -> None:
     Raises  ConfigError when `listen` is not loopback, there are no keys, and the risk was not
             accepted in so many words.
     """
-    if ipaddress.ip_address(config.listen).is_loopback or keys_exist or config.insecure_open:
+    if config.listen is None or ipaddress.ip_address(config.listen).is_loopback:
+        return
+    if keys_exist or config.insecure_open:
         return
     raise ConfigError(
         f"listen = {config.listen!r} is open to other machines, and this node has no keys: "
         "anybody on the network could run programs here",
-        hint='keep listen = "127.0.0.1"; or, on a network with no other machine and no other user '
-        "on it, accept the risk with insecure_open = true",
+        hint="make keys with `blackroad init`, or `blackroad join TOKEN` where others have them; "
+        "or, on a network with no other machine and no other user on it, accept the risk with "
+        "insecure_open = true",
     )
 
 
 def check_ports(config: Config) -> None:
     """Raise ConfigError when two sockets are given the same port."""
-    ports = [config.port, config.telemetry_port, config.bulk_port]
+    ports = [config.port, config.telemetry_port, config.bulk_port, config.join_port]
     fixed = [port for port in ports if port]
     if len(set(fixed)) != len(fixed):
         raise ConfigError(
-            f"port, telemetry_port and bulk_port are {ports}: two of them are the same",
+            f"port, telemetry_port, bulk_port and join_port are {ports}: two of them are the same",
             hint="give each its own number, or 0 for any free one",
         )
 
@@ -305,7 +316,7 @@ def _read_variables(environ: Mapping[str, str]) -> dict[str, Any]:
 def _read_variable(key: Key, text: str) -> Any:
     if not text.strip():
         return getattr(Config(), key.attribute)
-    where = f"{key.variable}={text}:"
+    where = f"{key.variable}:" if key.secret else f"{key.variable}={text}:"
     try:
         value = key.from_text(text)
     except BadValue as error:
@@ -338,16 +349,22 @@ def _refusal(key: Key, where: str, why: BadValue) -> ConfigError:
 # --- what this machine answers ------------------------------------------------------------------
 
 
-def resolved(config: Config, *, environ: Mapping[str, str] | None = None) -> Config:
+def resolved(
+    config: Config,
+    *,
+    environ: Mapping[str, str] | None = None,
+    keys_exist: Callable[[Config], bool] = _no_keys,
+) -> Config:
     """Fill in every None that this machine can answer: name, user, cores, memory, directories.
 
+    `listen` becomes loopback, or every address once keys tell members from strangers.
     `arch` and `heartbeat_ms` may stay None: the hardware probe and the number of members decide.
 
     Precision  `memory_bytes` is a share of the physical RAM; a tighter limit of the service is
                the hardware probe's to find.
     """
     environ = os.environ if environ is None else environ
-    return dataclasses.replace(
+    filled = dataclasses.replace(
         config,
         name=config.name or _host_name(),
         user=config.user or _login_name(),
@@ -357,6 +374,15 @@ def resolved(config: Config, *, environ: Mapping[str, str] | None = None) -> Con
         runtime_dir=config.runtime_dir or directories.default_runtime(environ),
         cache_dir=config.cache_dir or directories.default_cache(environ),
     )
+    if filled.listen is not None:
+        return filled
+    listen = _everywhere() if keys_exist(filled) else LOOPBACK
+    return dataclasses.replace(filled, listen=listen)
+
+
+def _everywhere() -> str:
+    """Return the address that means all addresses of this machine, of both families if it has."""
+    return "::" if INTERFACES6_FILE.exists() else "0.0.0.0"
 
 
 def paths(config: Config, *, environ: Mapping[str, str] | None = None) -> Paths:

@@ -19,6 +19,8 @@ from blackroad.units import BYTES_MAX, format_bytes, format_ms, parse_bytes, par
 
 AUTO: Final = "auto"
 PORT: Final = 7701
+JOIN_PORT: Final = 7700
+TOPICS_BYTES: Final = 4 * limits.MIB
 MEMORY_BYTES_MIN: Final = 64 * limits.MIB
 MEMORY_SHARE_PERCENT: Final = 80
 LIST_MAX: Final = 256
@@ -29,6 +31,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,63}")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PORT_NUMBER = re.compile(r"[0-9]{1,5}")
+_REDIS = re.compile(r"(rediss?|unix)://[!-~]{1,500}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -203,6 +206,14 @@ def _endpoint_or_ipc(value: object) -> str:
     return text if text.startswith("ipc:///") and text.isprintable() else _endpoint(value)
 
 
+def _redis_url(value: object) -> str:
+    text = _string(value)
+    if text and _REDIS.fullmatch(text) is None:
+        # Not shown: it may hold a password.
+        raise BadValue("is no address of a Redis server")
+    return text
+
+
 # --- the text of a variable, turned into what TOML would have -----------------------------------
 
 
@@ -244,6 +255,7 @@ class Key(NamedTuple):
     """One key: its name, its table in a file, the allowed values in words, and its readers.
 
     `attribute` is the field of Config, which carries the unit that the key's text spells out.
+    What is `secret` is not repeated in messages.
     """
 
     name: str
@@ -252,6 +264,7 @@ class Key(NamedTuple):
     read: Reader
     from_text: Callable[[str], object] = str.strip
     unit: str = ""
+    secret: bool = False
 
     @property
     def attribute(self) -> str:
@@ -319,15 +332,29 @@ _ALL = (
         '"auto" or a machine name such as "aarch64" or "x86_64"',
         _or_auto(_matching(_ARCH)),
     ),
-    Key("listen", "network", "an IP address of this machine", _address),
+    Key(
+        "listen",
+        "network",
+        '"auto" (all with keys, else loopback) or an IP address of this machine',
+        _or_auto(_address),
+    ),
     _flag("insecure_open", "network"),
     _port("port"),
     _port("telemetry_port"),
     _port("bulk_port"),
+    _port("join_port"),
+    _flag("pending_joins", "network"),
     _list("endpoints", "network", f'{_HOSTS} or "ipc:///path"', _endpoint_or_ipc),
     _list("peers", "network", _HOSTS, _endpoint),
     _flag("mdns", "network"),
     _list("mdns_interfaces", "network", "IP addresses of this machine", _address),
+    Key(
+        "redis_url",
+        "network",
+        '"" or an address such as "rediss://host:6379/0"',
+        _redis_url,
+        secret=True,
+    ),
     _path("state_dir"),
     _path("runtime_dir"),
     _path("cache_dir"),
@@ -341,6 +368,13 @@ _ALL = (
         "work",
         _OBJECT,
         _size(limits.MIB, limits.OBJECT_BYTES_LIMIT),
+        unit="_bytes",
+    ),
+    Key(
+        "topics_keep",
+        "work",
+        "a size, 0 to 1 GiB",
+        _size(0, limits.GIB),
         unit="_bytes",
     ),
     Key(

@@ -11,27 +11,23 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from blackroad import config as configuration
 from blackroad import logs, service, starting
 from blackroad.answering import Answering
 from blackroad.bus import messages as m
-from blackroad.bus.sockets import Bus, Poller, Socket, bind_ipc
-from blackroad.bus.transport import Identity, Transport, cluster_digest
-from blackroad.discovery import probe as probing
-from blackroad.discovery.hints import Announcement
+from blackroad.bus.boxes import bytes_per_second
+from blackroad.bus.sockets import Poller, Socket, bind_ipc
+from blackroad.bus.topic_wires import TopicWires
 from blackroad.discovery.machine import sensors
-from blackroad.discovery.mdns import Mdns
-from blackroad.errors import (
-    BlackroadError,
-    StateDirectoryProblem,
-)
+from blackroad.errors import BlackroadError, StateDirectoryProblem
+from blackroad.gate import PREFIX, Gate
 from blackroad.ids import inc_counter, short, text32
-from blackroad.limits import FOREVER_MS, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
+from blackroad.inventory import Inventory
+from blackroad.limits import FOREVER_MS
 from blackroad.node import (
     AnyEvent,
     Drain,
@@ -65,7 +61,6 @@ from blackroad.store.peers import Peers
 
 if TYPE_CHECKING:
     from blackroad.config import Config
-    from blackroad.discovery.probe import Probe
 
 POLL_MS_MAX = 1_000
 HOUSEKEEPING_MS = 1_000
@@ -86,6 +81,7 @@ def run_daemon(config: Config) -> int:
 
     Raises  BlackroadError where it cannot start: a port, a directory, a setting.
     """
+    starting.steady_heap()
     above = 0
     while True:
         daemon = Daemon(config, above)
@@ -95,7 +91,7 @@ def run_daemon(config: Config) -> int:
         finally:
             daemon.close()
         above = daemon.above
-        if not above:
+        if not daemon.again:
             return code
 
 
@@ -103,8 +99,10 @@ class Daemon:
     """All edges of one node, and the loop that serves them."""
 
     def __init__(self, config: Config, above: int = 0) -> None:
-        self.config = configuration.resolved(config)
+        self.config = configuration.resolved(config, keys_exist=starting.keys_exist)
         self._above = above
+        # Is another life to follow, in the same process?
+        self.again = False
         # The counter that the next life has to be above, 0 where none is to follow (R-life-2).
         self.above = 0
         self.paths = configuration.paths(self.config)
@@ -124,6 +122,7 @@ class Daemon:
         self._housekeeping_due_ms = 0
         self._sense_due_ms = 0
         self._members_changed = False
+        self._descriptors = starting.Descriptors()
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -134,30 +133,25 @@ class Daemon:
         state = self._state = StateDirectory(self.paths.state)
         state.open()
         self._closers.append(state.close)
+        self._gate = Gate(config, self.paths.state)
         self._journal = Journal(self.paths.state)
         self._closers.append(self._journal.close)
         rows = self._journal.load()
         life = self._begin_life(self._above)
-        self._known = probing.quick(config.name or "", config.labels, config.programs)
-        caps = starting.as_configured(self._known, config)
+        self._inventory = Inventory(config)
+        caps = self._inventory.quick()
         self.log = logs.setup(config.log_format, config.log_level, caps.name)
-        self._bus = Bus()
+        self._gate.log = self.log
+        self._bus = self._gate.open_bus()
         self._closers.append(self._bus.close)
-        identity = Identity(life.node, life.inc, caps.name, cluster_digest(config.cluster))
-        self._transport = Transport(
-            self._bus,
-            identity,
-            config.listen,
-            config.port,
-            config.telemetry_port,
-            config.bulk_port,
-        )
-        self._transport.endpoints = starting.own_endpoints(config.listen, self._transport.port)
-        self._clients = self._bus.inbox()
+        self._transport = self._gate.open_transport(self._bus, life, caps.name)
+        self._clients = self._bus.local_inbox()
         bind_ipc(self._clients, str(self.paths.client_socket))
         self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
         self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
         self._start_pool(rowing.objects_of(chain.from_iterable(rows)))
+        # After the task runtime, which programs inherit the usual limit from.
+        starting.raise_descriptor_limit()
         life, early = self._recall(life)
         # The node's own life begins when it can serve: its timers must not count what the
         # runtime took to come up.
@@ -195,6 +189,7 @@ class Daemon:
             id=short(life.node),
             incarnation=life.inc >> 32,
             endpoints=list(self._transport.endpoints),
+            closed=self._gate.closed,
             slots=config.slots,
             restored=len(rows[0]),
         )
@@ -223,6 +218,16 @@ class Daemon:
             self._transport.tell,
             self._on_arrived,
             self._on_fetch_failed,
+            self._transport.key_of,
+            self._gate.guard.node_with if self._gate.guard is not None else None,
+        )
+        self._topics = TopicWires(
+            self._bus,
+            self._transport,
+            self.config.topics_keep_bytes,
+            wall_ms,
+            self._watch,
+            self._unwatch,
         )
         self._running = Running(self.node, self._pool, self._store, self._events.append, self.log)
         self._answering = Answering(
@@ -233,7 +238,22 @@ class Daemon:
             self._exchange,
             boot_ms,
             self._journal.status,
+            self._edges,
         )
+        self._seeking = starting.seek(
+            self.config, self._transport, self.node.membership, self.log, self._answering
+        )
+        self._closers.append(self._seeking.close)
+        self._gate.on_cut.append(self._exchange.forget_holder)
+        self._gate.on_reload = self.reload
+
+    def _edges(self) -> dict[str, Any]:
+        return {
+            "gate": self._gate.told(),
+            "topics": self._topics.status(),
+            "descriptors": self._descriptors.told(),
+            "box_bytes_per_second": bytes_per_second() if self._gate.closed else 0,
+        }
 
     def _recall(self, life: Life) -> tuple[Life, list[tuple[bytes, bytes, list[m.Message]]]]:
         """Be reminded by peers of lives that this state directory has forgotten (R-life-2)."""
@@ -241,10 +261,13 @@ class Daemon:
         self._peers = Peers(self.paths.state)
         if not self._peers.load():
             self.log.warning("peers.unreadable", file=str(self._peers.path))
-        starting.hint_known(transport, self._peers, self.config.peers, boot_ms())
+        seeds = self._gate.keyring.seeds
+        starting.hint_known(transport, self._peers, self.config.peers, boot_ms(), seeds)
         if life.first:
             return life, []
-        told = starting.ask_past(transport, self.config.heartbeat_ms or 0, boot_ms)
+        told = starting.ask_past(
+            transport, self.config.heartbeat_ms or 0, boot_ms, self._gate.guard
+        )
         behind = max(0, told.mark - self._journal.base)
         early = told.early
         if told.above:
@@ -261,43 +284,12 @@ class Daemon:
         return self._journal.ballast.behind(lambda: self._state.begin_life(above))
 
     def _start_discovery(self) -> None:
-        config = self.config
-        self._mdns: Mdns | None = None
-        if config.mdns:
-            announcement = Announcement(
-                node=text32(self.node.me),
-                ports=(
-                    self._transport.port,
-                    self._transport.telemetry_port,
-                    self._transport.bulk_port,
-                ),
-                versions=(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION_MAX),
-                arch=self.node.capabilities[self.node.me].arch,
-                cluster=text32(cluster_digest(config.cluster)),
-            )
-            interfaces = list(config.mdns_interfaces) or None
-            if interfaces is None and config.listen not in ("0.0.0.0", "::"):
-                # Who listens on one address can be reached on that one only.
-                interfaces = [config.listen]
-            self._mdns = Mdns(announcement, interfaces)
-            self._closers.append(self._mdns.close)
-            self._watch(self._mdns.fileno(), self._on_mdns)
-        self._probe: Probe | None = probing.start_probe(
-            config.name or "",
-            config.labels,
-            config.programs,
-            scratch=self.paths.cache,
-            env=self._probe_environment(),
-        )
-        self._closers.append(lambda: self._probe.close() if self._probe else None)
-        if self._probe.fileno() >= 0:
-            self._watch(self._probe.fileno(), self._on_probe)
-
-    def _probe_environment(self) -> dict[str, str]:
-        environment = {**os.environ, **self._environment}
-        if self.config.opencl == "off":
-            environment["BLACKROAD_OPENCL_DEVICE"] = "off"
-        return environment
+        arch = self.node.capabilities[self.node.me].arch
+        self._seeking.start(self._watch, arch, self._gate.door_shown())
+        self._inventory.start(self.paths.cache, self._environment)
+        self._closers.append(self._inventory.close)
+        if self._inventory.fileno() >= 0:
+            self._watch(self._inventory.fileno(), self._on_probe)
 
     def _write_runtime_file(self) -> None:
         """Tell local tools where this daemon is; written when it serves, removed when it stops."""
@@ -330,7 +322,7 @@ class Daemon:
         service.notify("READY=1")
         while not self._stopping:
             self._turn()
-        if not self.above:
+        if not self.again:
             service.notify("STOPPING=1")
         self._leave()
         return 0
@@ -338,19 +330,24 @@ class Daemon:
     def stop(self) -> None:
         """End the loop after this turn, and for good."""
         self._stopping = True
-        self.above = 0
+        self.above, self.again = 0, False
+
+    def reload(self) -> None:
+        """End this life in order and begin the next one with the keys that are there now."""
+        if not self._stopping:
+            self._stopping = self.again = True
 
     def _live_anew(self, above: int) -> None:
         """End this life; the next one's counter will be above that."""
         if not self._stopping:
-            self._stopping = True
+            self._stopping = self.again = True
             self.above = above
 
     def _turn(self, until_ms: int = FOREVER_MS) -> None:
         """One turn: wait, drain what is ready, look at the time, flush."""
         began_ms = boot_ms()
         due_ms = self._due_ms(began_ms)
-        wake_ms = min(due_ms, until_ms)
+        wake_ms = min(due_ms, until_ms, self._topics.next_deadline_ms())
         if self._held_ms:
             wake_ms = min(wake_ms, self._held_ms + HOLD_MS)
         ready = self._poller.wait(max(0, min(POLL_MS_MAX, wake_ms - began_ms)))
@@ -367,6 +364,7 @@ class Daemon:
         if now_ms >= due_ms:
             self._apply(Tick(late_ms), now_ms)
             self._transport.tick(now_ms)
+            self._gate.tick(now_ms)
             self._exchange.tick(now_ms)
             self._housekeeping(now_ms)
             self._apply_all(now_ms)
@@ -380,6 +378,7 @@ class Daemon:
         While the worker has enough queued to stay busy nobody loses by it, and one wake-up of the
         client then serves many tasks.
         """
+        self._topics.turn(now_ms)
         lined_up = self._transport.clients.lined_up
         if (
             lined_up
@@ -475,6 +474,7 @@ class Daemon:
         return min(
             self.node.next_deadline_ms(),
             self._transport.next_deadline_ms(),
+            self._gate.next_deadline_ms(),
             self._exchange.next_deadline_ms(now_ms),
             self._housekeeping_due_ms,
         )
@@ -492,9 +492,20 @@ class Daemon:
     def _watch_all(self) -> None:
         self._watch(self._clients, self._on_clients)
         self._watch(self._transport.inbox, self._on_inbox)
-        self._watch(self._transport.subscriber, self._on_telemetry)
+        self._hear_telemetry()
+        self._gate.watch_all(self._watch, self._unwatch)
         self._watch(self._transport.bulk, self._exchange.on_server_readable)
         self._watch(self._journal.wake_fd, self._on_flushed)
+
+    def _hear_telemetry(self) -> None:
+        telemetry = self._transport.telemetry
+
+        def hear(socket: Socket) -> None:
+            self._watch(socket, partial(self._on_telemetry, socket))
+
+        telemetry.watch, telemetry.unwatch = hear, self._unwatch
+        for socket in telemetry.sockets():
+            hear(socket)
 
     def _watch_pool(self) -> None:
         """The pool's descriptors come and go with its processes."""
@@ -507,7 +518,7 @@ class Daemon:
         self._pool_fds = now
 
     def _on_clients(self) -> None:
-        for client, found in self._transport.receive_client(CLIENT_PREFIX, self._clients):
+        for client, found in self._transport.clients.receive(CLIENT_PREFIX, self._clients):
             self._from_client(client, found)
 
     def _on_inbox(self) -> None:
@@ -521,6 +532,8 @@ class Daemon:
         else:
             link = self._transport.links.get(node)
             inc = link.inc if link is not None else 0
+            found = self._topics.sift(node, self._gate.sift(node, found), boot_ms())
+            found = self._seeking.take(node, found)
             self._events.append(FromPeer(node, found, inc))
 
     def _from_client(self, client: bytes, found: list[m.Message]) -> None:
@@ -533,8 +546,12 @@ class Daemon:
                     self._exchange.on_chunk(message, now_ms)
                 case m.Gone():
                     self._exchange.on_gone(message.digest)
+                case m.Query() if message.name.startswith(PREFIX):
+                    self._gate.order(client, message)
                 case m.Want():
                     self._exchange.serve(message, lambda one: self._tell_one(client, one))
+                case m.Publish() | m.Subscribe() | m.Unsubscribe() | m.Taken():
+                    self._topics.on_client(client, message, now_ms)
                 case _:
                     kept.append(message)
         if kept:
@@ -544,8 +561,8 @@ class Daemon:
         self._transport.tell(client, message)
         return True
 
-    def _on_telemetry(self) -> None:
-        for beat in self._transport.heartbeats():
+    def _on_telemetry(self, socket: Socket) -> None:
+        for beat in self._transport.heartbeats(socket):
             self._transport.meet(beat.node, beat.inc, beat.journal_mark)
             self._events.append(Heard(beat))
 
@@ -555,42 +572,14 @@ class Daemon:
         if marks:
             self._events.append(Flushed(marks[-1]))
 
-    def _on_mdns(self) -> None:
-        if self._mdns is None:
-            return
-        now_ms = boot_ms()
-        for hint in self._mdns.read():
-            if hint.endpoints and not self._is_linked(hint.node):
-                self._transport.hint(hint.endpoints[0], now_ms)
-        problem = self._mdns.take_problem()
-        if problem:
-            self.log.warning("mdns.problem", problem=problem)
-
-    def _is_linked(self, node: str) -> bool:
-        return any(text32(one) == node for one in self._transport.links)
-
     def _on_probe(self) -> None:
-        if self._probe is None:
-            return
         # Its descriptor is closed when it has ended, and its number is anybody's then.
-        fd = self._probe.fileno()
-        if not self._probe.poll():
-            return
-        self._unwatch(fd)
-        findings = self._probe.finish()
-        self._probe = None
-        self._running.found_environment = dict(findings.environment)
-        caps = findings.capabilities
-        if self.config.opencl == "off":
-            caps = msgspec.structs.replace(caps, devices=())
-        caps = starting.as_configured(caps, self.config)
-        self._events.append(Probed(caps))
-        self.log.info(
-            "probe.ended",
-            took_ms=findings.took_ms,
-            devices=[device.name for device in caps.devices if not device.problem],
-            notes=list(caps.notes),
-        )
+        fd = self._inventory.fileno()
+        caps = self._inventory.look(self.log)
+        if caps is not None:
+            self._unwatch(fd)
+            self._running.found_environment = self._inventory.environment
+            self._events.append(Probed(caps))
 
     # --- objects ----------------------------------------------------------------------------------
 
@@ -644,13 +633,13 @@ class Daemon:
         self._pool.tick(now_ms)
         if self._members_changed:
             self._remember_peers()
-        if self._mdns is not None:
-            self._on_mdns()
-        if self._probe is not None:
-            self._on_probe()
+        self._seeking.show_door(*self._gate.door_shown())
+        self._seeking.tick(now_ms)
+        self._on_probe()
         if now_ms >= self._sense_due_ms:
             self._sense_due_ms = now_ms + SENSE_MS
             self._journal.look()
+            self._descriptors.look(self.log)
             self._sense(now_ms)
         if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
             self._watchdog_due_ms = now_ms + self._watchdog_ms // 2

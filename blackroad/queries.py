@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 PAGE_BYTES = 60 * 1024
 WAIT_MS_MAX = 1_500
 LIST_MAX = 1_000
-DRIVER_QUERIES: Final = frozenset({"logs", "driver", "put", "get"})
+DRIVER_QUERIES: Final = frozenset(
+    {"logs", "driver", "put", "get", "net.status", "net.probe", "net.ask"}
+)
 _encode = msgspec.msgpack.encode
 
 

@@ -34,11 +34,11 @@ class Asides:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def say(self, endpoint: str, message: Message, now_ms: int) -> bool:
-        """Send that message there; return False where it cannot even be tried."""
+    def say(self, endpoint: str, key: bytes, message: Message, now_ms: int) -> bool:
+        """Send that message there, to the owner of that key; False where it cannot be tried."""
         if len(self._waiting) >= WAITING_MAX:
             return False
-        socket = self._bus.peer()
+        socket = self._bus.peer(key)
         if not connect(socket, endpoint):
             self._bus.drop(socket)
             return False

@@ -18,6 +18,7 @@ from blackroad.limits import (
     BATCH_BYTES_MAX,
     BATCH_MESSAGES_MAX,
     BULK_FRAME_BYTES_MAX,
+    DOOR_FRAME_BYTES_MAX,
     FRAME_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION_MAX,
@@ -133,6 +134,7 @@ OWNER = Scope("owner", m.OwnerMessage, BULK_FRAME_BYTES_MAX)
 INBOX = Scope("inbox", m.LinkMessage | m.ClientMessage, BULK_FRAME_BYTES_MAX)
 BULK = Scope("bulk", m.BulkMessage, BULK_FRAME_BYTES_MAX)
 TELEMETRY = Scope("telemetry", m.TelemetryMessage)
+DOOR = Scope("door", m.DoorMessage, DOOR_FRAME_BYTES_MAX)
 
 
 def encode(message: m.Message) -> bytes:

@@ -1,15 +1,17 @@
-"""What waits for clients of this daemon: one bounded line for each, on whichever socket it uses.
+"""Clients of this daemon: what they say, and what waits for them, one bounded line for each.
 
 Edge.  This file must not know what any message means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from blackroad.bus import codec
-from blackroad.bus.sockets import send
+from blackroad.bus.messages import Reject
+from blackroad.bus.sockets import drain, send
+from blackroad.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Message
@@ -33,7 +35,7 @@ class _Line:
 class Lines:
     """Everybody's line; a handle is one byte that names the socket, and the route on it."""
 
-    def __init__(self, count: Callable[[str], None]) -> None:
+    def __init__(self, count: Callable[..., None]) -> None:
         self.sockets: dict[bytes, Socket] = {}
         # Messages that wait to be flushed.
         self.lined_up = 0
@@ -44,6 +46,23 @@ class Lines:
 
     def __bool__(self) -> bool:
         return bool(self._ready)
+
+    def receive(self, prefix: bytes, socket: Socket) -> Iterator[tuple[bytes, list[Message]]]:
+        """Read one client socket until it would block; yield (handle, messages)."""
+        for frames in drain(socket):
+            if len(frames) < 3:
+                self._count("frames.short")
+                continue
+            try:
+                codec.decode_header(frames[1])
+                for frame in frames[2:]:
+                    found, unknown = codec.CLIENT.decode(frame)
+                    if unknown:
+                        self._count("kinds.unknown", unknown)
+                    yield prefix + frames[0], found
+            except RemoteProtocolError as error:
+                self._count("breach.client")
+                self.tell(prefix + frames[0], Reject("protocol", error.message[:256]))
 
     def tell(self, client: bytes, message: Message) -> None:
         """Put a message in line for a client."""
@@ -60,6 +79,12 @@ class Lines:
         self.lined_up += 1
         line.bytes += len(encoded)
         self._ready[client] = None
+
+    def forget(self, client: bytes) -> None:
+        """That client is to be told nothing more."""
+        self._ready.pop(client, None)
+        if self._lines.pop(client, None) is not None:
+            self.on_lost(client)
 
     def flush(self) -> None:
         """Send all that is in line, in batches."""

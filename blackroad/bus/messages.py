@@ -11,8 +11,29 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
+from blackroad.bus.admission import ALL_ADMISSION, GossipMessage
+from blackroad.bus.admission import AskMembers as AskMembers
+from blackroad.bus.admission import Denied as Denied
+from blackroad.bus.admission import DoorKey as DoorKey
+from blackroad.bus.admission import DoorMessage as DoorMessage
+from blackroad.bus.admission import Join as Join
+from blackroad.bus.admission import Joined as Joined
+from blackroad.bus.admission import Members as Members
+from blackroad.bus.admission import Pending as Pending
+from blackroad.bus.admission import Rotate as Rotate
+from blackroad.bus.parts import Message as Message
+from blackroad.bus.parts import Part
+from blackroad.bus.topic_kinds import AskTopics as AskTopics
+from blackroad.bus.topic_kinds import Publish as Publish
+from blackroad.bus.topic_kinds import Subscribe as Subscribe
+from blackroad.bus.topic_kinds import Taken as Taken
+from blackroad.bus.topic_kinds import Topic as Topic
+from blackroad.bus.topic_kinds import Topics as Topics
+from blackroad.bus.topic_kinds import Unsubscribe as Unsubscribe
+from blackroad.bus.topic_kinds import Updates as Updates
+from blackroad.bus.topic_kinds import Value as Value
 from blackroad.ids import (
     DIGEST_BYTES,
     HEARD_BYTES,
@@ -46,10 +67,6 @@ Endpoint = Annotated[str, Meta(max_length=128)]
 NeedsWire = Annotated[bytes, Meta(max_length=1024)]
 LeaseMs = Annotated[int, Meta(ge=LEASE_MS_MIN, le=LEASE_MS_MAX)]
 HeardId = Annotated[bytes, Meta(min_length=HEARD_BYTES, max_length=HEARD_BYTES)]
-
-
-class Part(Struct, frozen=True, array_like=True, gc=False):
-    """Base of values inside messages: small, immutable, written as arrays."""
 
 
 class Ref(Part, frozen=True, array_like=True, gc=False):
@@ -177,10 +194,6 @@ class AttemptState(IntEnum):
     WAITING = 0
     HELD = 1
     RUNNING = 2
-
-
-class Message(Struct, frozen=True, array_like=True, gc=False):
-    """Base of all messages."""
 
 
 # --- links --------------------------------------------------------------------------------------
@@ -583,20 +596,13 @@ class Event(Message, frozen=True, array_like=True, gc=False, tag=0x51):
     seq: U63
 
 
-class Topic(Message, frozen=True, array_like=True, gc=False, tag=0x52):
-    """PUB: a user's own message."""
-
-    name: Annotated[str, Meta(max_length=64)]
-    payload: Annotated[bytes, Meta(max_length=16 * 1024)]
-    seq: U63
-
-
 LinkMessage = Hello | Welcome | Reject
 PeerMessage = (
     Goodbye
     | Busy
     | Capabilities
     | AskCapabilities
+    | GossipMessage
     | Demand
     | Allocation
     | Grant
@@ -608,9 +614,38 @@ PeerMessage = (
     | OutcomeAck
     | Query
     | Reply
+    | AskTopics
+    | Topics
 )
-ClientMessage = Open | Alive | Submit | Cancel | Seen | Query | Want | Chunk | Gone
-OwnerMessage = Opened | Accepted | Rejected | Ended | Reply | Busy | Want | Chunk | Gone | Reject
+ClientMessage = (
+    Open
+    | Alive
+    | Submit
+    | Cancel
+    | Seen
+    | Query
+    | Want
+    | Chunk
+    | Gone
+    | Subscribe
+    | Unsubscribe
+    | Publish
+    | Taken
+)
+OwnerMessage = (
+    Opened
+    | Accepted
+    | Rejected
+    | Ended
+    | Reply
+    | Busy
+    | Want
+    | Chunk
+    | Gone
+    | Reject
+    | Taken
+    | Updates
+)
 BulkMessage = Want | Chunk | Gone
 TelemetryMessage = Heartbeat | Event | Topic
 
@@ -648,4 +683,12 @@ ALL_MESSAGES: tuple[type[Message], ...] = (
     Heartbeat,
     Event,
     Topic,
+    AskTopics,
+    Topics,
+    Subscribe,
+    Unsubscribe,
+    Publish,
+    Taken,
+    Updates,
+    *ALL_ADMISSION,
 )

@@ -40,6 +40,15 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "down": Entry("mesh", "End the mesh that `up` started."),
         "chaos": Entry("chaos", "Kill and stop daemons of a test mesh under work, and judge."),
     },
+    "Make a cluster": {
+        "init": Entry("cluster", "Make a closed cluster, and the command that lets others in."),
+        "join": Entry("cluster", "Make this machine a member of a cluster."),
+        "token": Entry("members", "Make, list and end tokens that let others in."),
+        "members": Entry("members", "Show who belongs to the cluster."),
+        "approve": Entry("members", "Let a machine in that asks without a token."),
+        "revoke": Entry("members", "Put a member out for good."),
+        "rotate": Entry("members", "Give this machine other keys."),
+    },
     "Submit and follow tasks": {
         "submit": Entry("submit", "Submit a command, a function or a kernel."),
         "status": Entry("tasks", "Tell how far a task is."),
@@ -50,11 +59,16 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "retry": Entry("tasks", "Submit tasks anew that failed or were set aside."),
         "tasks": Entry("tasks", "List tasks, the newest first."),
     },
+    "The message bus": {
+        "pub": Entry("topics", "Publish a value on a topic."),
+        "sub": Entry("topics", "Print values of topics as they come."),
+    },
     "Look at the mesh": {
         "nodes": Entry("nodes", "Show the nodes: what they have and what they do."),
         "drain": Entry("nodes", "Let a node take nothing new."),
         "resume": Entry("nodes", "Let a node take work again."),
         "kernels": Entry("kernels", "Show what can be computed, and on which devices."),
+        "doctor": Entry("doctor", "Find what is wrong with the networks, and say what to do."),
     },
 }
 ENTRIES: Final = {name: entry for part in SECTIONS.values() for name, entry in part.items()}

@@ -106,7 +106,8 @@ def home(environ: Mapping[str, str] | None = None) -> Home:
     Raises  ConfigError.
     """
     environ = os.environ if environ is None else environ
-    settings = configuration.load(environ=environ)
+    # Asked only where things are; whether that may be listened on is the daemon's question.
+    settings = configuration.load(environ=environ, keys_exist=lambda _config: True)
     state = settings.state_dir or directories.default_state(environ)
     runtime = settings.runtime_dir or directories.default_runtime(environ)
     return Home(state / "mesh", runtime)

@@ -35,7 +35,16 @@ LOG_LINES: Final = 8
 DECIDED: Final = frozenset(
     {
         *("name", "cluster", "listen", "insecure_open", "port", "telemetry_port", "bulk_port"),
-        *("endpoints", "peers", "mdns", "mdns_interfaces", "state_dir", "runtime_dir", "cache_dir"),
+        *(
+            "join_port",
+            "endpoints",
+            "peers",
+            "mdns",
+            "mdns_interfaces",
+            "state_dir",
+            "runtime_dir",
+            "cache_dir",
+        ),
         *("slots", "memory", "log_format"),
     }
 )
@@ -129,6 +138,7 @@ def _configure(place: Place, found: Sequence[Place], slots: int | None) -> None:
         "port": 0,
         "telemetry_port": 0,
         "bulk_port": 0,
+        "join_port": 0,
         "peers": peers,
         "mdns": True,
         "mdns_interfaces": ["127.0.0.1"],

@@ -80,11 +80,12 @@ def nodes_command(watch: bool, as_json: bool) -> None:
         return
     with session() as client:
         told = client.nodes()
+        tried = client.tried() if len(told["nodes"]) == 1 else []
     if as_json:
         output.print_json(told)
         return
     output.print_grid(grid(told))
-    for line in remarks(told):
+    for line in [*remarks(told), *alone(told, tried)]:
         output.say()
         output.say(line)
 
@@ -185,6 +186,14 @@ def _gpus(names: list[str]) -> str:
     return ", ".join(
         f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in kinds
     )
+
+
+def alone(told: dict[str, Any], tried: list[str]) -> list[str]:
+    """Where a node hears nobody: what it has tried, for people."""
+    if not tried or len(told["nodes"]) != 1:
+        return []
+    head = "this node hears no other one; `blackroad doctor net` looks closer.  It tried:"
+    return ["\n".join([head, *(f"    {line}" for line in tried)])]
 
 
 def remarks(told: dict[str, Any]) -> list[str]:

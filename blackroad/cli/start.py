@@ -41,8 +41,9 @@ def node_command(config: Path | None, as_json: bool) -> int:
 
     from blackroad.config import load
     from blackroad.daemon import run_daemon
+    from blackroad.starting import keys_exist
 
-    settings = load(config)
+    settings = load(config, keys_exist=keys_exist)
     if as_json:
         settings = dataclasses.replace(settings, log_format="json")
     return run_daemon(settings)

@@ -20,13 +20,11 @@ import msgspec
 
 from blackroad.bus import messages as m
 from blackroad.bus import payload, work
-from blackroad.client.connection import QUERY_MS, Connection, Pending
+from blackroad.client.connection import QUERY_MS, Pending
+from blackroad.client.finding import find_daemon
 from blackroad.client.futures import GatheredFuture, TaskFuture
 from blackroad.errors import (
-    BlackroadError,
     Busy,
-    ConfigError,
-    NoDaemon,
     NotPicklable,
     UnknownTask,
     Unreachable,
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from blackroad.bus.payload import Segment
+    from blackroad.client.topics import Subscription
 
 R = TypeVar("R")
 
@@ -49,10 +48,6 @@ CONNECT_S = 2.0
 MAP_TARGET_US = 100_000
 MAP_CHUNK_MAX = 4_096
 PIECES_PER_SLOT = 8
-_NO_DAEMON_HINT = (
-    "start one: `blackroad up` for a mesh on this machine, `systemctl start blackroad-node` for "
-    "the service, or name a daemon in BLACKROAD_ENDPOINTS"
-)
 
 
 class ObjectRef(msgspec.Struct, frozen=True):
@@ -82,7 +77,7 @@ class Client:
     ) -> None:
         self._submit_timeout_s = parse_ms(submit_timeout) / 1000
         self.user = user if user is not None else _user_name()
-        self._connection = _connect(endpoint, self.user, parse_ms(connect_timeout) / 1000)
+        self._connection = find_daemon(endpoint, self.user, parse_ms(connect_timeout) / 1000)
         self._specs: dict[tuple[Any, ...], m.ClassSpec] = {}
         self._codes: dict[bytes, m.Ref] = {}
         self._task_prefix = secrets.token_bytes(10)
@@ -325,11 +320,43 @@ class Client:
         """Ask the owner to end one of its tasks."""
         self._connection.post(m.Cancel((task,)))
 
+    # --- topics -----------------------------------------------------------------------------------
+
+    def publish(self, topic: str, value: Any) -> None:
+        """Publish a value, 16 KiB at most, to whoever subscribes to that topic on any node.
+
+        It is lossy: nothing tells whether anybody listens.  The last value is kept for new
+        subscribers.  Where the daemon does not keep up, this waits.
+
+        Raises  UsageError, also for a value that was refused earlier; Busy; NoDaemon.
+        """
+        self._connection.topics.publish(topic, value)
+
+    def published(self, timeout: float = 30.0) -> None:
+        """Wait until the daemon has taken all that was published.
+
+        Raises  what it refused; Unreachable.
+        """
+        self._connection.topics.published(timeout)
+
+    def subscribe(self, pattern: str, *, snapshot: bool = True) -> Subscription:
+        """Subscribe to topics: `lab/*` is one segment, `lab/#` the rest; iterate over the result.
+
+        With `snapshot` the last values that are known come first.
+
+        Raises  UsageError; Unreachable where the daemon does not take it.
+        """
+        return self._connection.topics.subscribe(pattern, snapshot)
+
     # --- questions --------------------------------------------------------------------------------
 
     def nodes(self) -> dict[str, Any]:
         """The cluster as this client's daemon sees it now."""
         return self._ask("nodes", {})
+
+    def tried(self) -> list[str]:
+        """How the daemon looked for others, and what came of it, in words."""
+        return list(self._ask("net.status", {})["tried_words"])
 
     def tasks(self, state: str = "", limit: int = 100) -> dict[str, Any]:
         """Tasks of all nodes that answer: counts by state, and the newest ones."""
@@ -617,39 +644,3 @@ def _user_name() -> str:
     with contextlib.suppress(KeyError, OSError, ImportError):
         return getpass.getuser()[:64]
     return str(os.getuid())
-
-
-def _connect(endpoint: str | None, user: str, timeout_s: float) -> Connection:
-    """Try the addresses in their order; the first that answers is the one.
-
-    Raises  NoDaemon saying what was tried; ConfigError.
-    """
-    if endpoint is not None:
-        tried = [endpoint if "://" in endpoint else f"tcp://{endpoint}"]
-    else:
-        from blackroad import config
-
-        try:
-            settings = config.load()
-            sockets = [path for path in config.client_sockets(settings) if path.exists()]
-        except ConfigError:
-            raise
-        tried = [f"ipc://{path}" for path in sockets]
-        tried += [f"tcp://{one}" if "://" not in one else one for one in settings.endpoints]
-    reasons = []
-    for one in tried:
-        connection = Connection(one, user)
-        try:
-            connection.start(timeout_s)
-        except NoDaemon as error:
-            reasons.append(error.message)
-            continue
-        except BlackroadError as error:
-            reasons.append(f"{one}: {error.message}")
-            continue
-        return connection
-    raise NoDaemon(
-        "no daemon answers on this machine or at any configured endpoint",
-        hint=_NO_DAEMON_HINT,
-        because=reasons,
-    )

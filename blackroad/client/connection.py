@@ -23,17 +23,16 @@ from blackroad.bus.puller import GIVE_UP_MS
 from blackroad.bus.sockets import Bus, Poller, connect, connected, drain, send
 from blackroad.client.futures import TaskFuture
 from blackroad.client.objects import Incoming, Outgoing
+from blackroad.client.refusals import query_error, rejection
+from blackroad.client.topics import TopicSide
 from blackroad.errors import (
     BlackroadError,
     Busy,
-    DiskProblem,
     NoDaemon,
     OwnerLost,
     RemoteProtocolError,
     TaskError,
-    Unplaceable,
     Unreachable,
-    UsageError,
 )
 from blackroad.limits import (
     FOREVER_MS,
@@ -46,6 +45,7 @@ from blackroad.limits import (
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import ClassSpec, Message
+    from blackroad.bus.sockets import CurveKeys
 
 RESEND_MS = 2_000
 QUERY_MS = 3_000
@@ -96,7 +96,10 @@ class _Asked:
 class Connection:
     """One session with one daemon."""
 
-    def __init__(self, endpoint: str, user: str) -> None:
+    def __init__(
+        self, endpoint: str, user: str, keys: CurveKeys | None = None, daemon_key: bytes = b""
+    ) -> None:
+        """Speak with that daemon, over TCP as the owner of `keys` with that of `daemon_key`."""
         self.endpoint = endpoint
         self.user = user
         self.session = secrets.token_bytes(16)
@@ -107,6 +110,7 @@ class Connection:
         self.opened: Future[None] = Future()
         self.tasks: dict[bytes, Pending] = {}
         self.outgoing = Outgoing()
+        self.topics = TopicSide(self.post, user)
         self._incoming: dict[bytes, Incoming] = {}
         self._queue: deque[Pending] = deque()
         self._messages: deque[Message] = deque()
@@ -125,8 +129,8 @@ class Connection:
         self._unaccepted = 0
         self._retry: list[bytes] = []
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bus = Bus()
-        self._socket = self._bus.client()
+        self._bus = Bus(keys)
+        self._socket = self._bus.client(daemon_key)
         self._monitor = self._bus.monitor(self._socket)
         self._lost_ms = 0
         self._cut_ms = 0
@@ -265,6 +269,7 @@ class Connection:
             elif self._lost_ms:
                 self._cut_ms, self._lost_ms = self._lost_ms, 0
                 self._open()
+                self.topics.reconnected()
                 for incoming in self._incoming.values():
                     incoming.resume(now_ms)
 
@@ -356,6 +361,8 @@ class Connection:
                         accepted = pending.future.accepted
                         if accepted is not None and not accepted.done():
                             accepted.set_result(None)
+            case m.Updates() | m.Taken():
+                self.topics.on_message(message)
             case m.Reply():
                 self._on_reply(message)
             case m.Want():
@@ -410,7 +417,8 @@ class Connection:
         error = BlackroadError(f"the daemon refused: {reject.text or reject.reason}")
         if not self.opened.done():
             self.opened.set_exception(error)
-        else:
+        elif reject.reason != "role":
+            # One thing that this key may not say; what it may goes on.
             self._fail_all(error)
 
     def _on_ended(self, ended: m.Ended, now_ms: int) -> None:
@@ -457,7 +465,7 @@ class Connection:
             if pending is None:
                 continue
             self._forget(pending)
-            error = _rejection(rejected, pending.future.task_id)
+            error = rejection(rejected, pending.future.task_id)
             accepted = pending.future.accepted
             if accepted is not None and not accepted.done():
                 accepted.set_exception(error)
@@ -468,7 +476,7 @@ class Connection:
         if asked is None or asked.future.done():
             return
         if reply.error:
-            asked.future.set_exception(_query_error(reply.error))
+            asked.future.set_exception(query_error(reply.error))
             return
         asked.pages[reply.page] = reply.body
         if reply.last:
@@ -559,6 +567,7 @@ class Connection:
     def _check(self, now_ms: int) -> None:
         """Repeat what nobody answered; keep the session alive; notice a daemon that is gone."""
         self._check_ms = now_ms + 500
+        self.topics.check(now_ms)
         for ref, future in self.outgoing.take_requests():
             incoming = self._incoming.get(ref.digest)
             if incoming is None:
@@ -647,6 +656,7 @@ class Connection:
         pending.future.fail(error)
 
     def _fail_all(self, error: BaseException) -> None:
+        self.topics.close(error)
         for pending in list(self.tasks.values()):
             self._fail(pending, error)
         for asked in list(self._asked.values()):
@@ -666,31 +676,6 @@ def _fail_futures(incoming: Incoming, error: BaseException) -> None:
     futures, incoming.futures = incoming.futures, []
     for future in futures:
         future.set_exception(error)
-
-
-def _rejection(rejected: m.Rejected, task_id: str) -> BaseException:
-    if rejected.reason == "unplaceable":
-        rows = [(row.item, row.asked, row.nearest, row.verdict) for row in rejected.rows]
-        return Unplaceable(
-            rejected.text,
-            rows=rows,
-            nodes_answered=rejected.nodes,
-            task_id=task_id,
-            hint="ask for less, or wait for a node that has it: `wait_for_node=True`, "
-            "`blackroad submit --wait-for-node`",
-        )
-    if rejected.reason in ("needs", "conflict"):
-        return UsageError(rejected.text)
-    if rejected.reason == "no_space":
-        message, _, hint = rejected.text.partition(": ")
-        return DiskProblem(message, hint=hint)
-    return TaskError(f"the daemon did not take the task: {rejected.text}", task_id=task_id)
-
-
-def _query_error(text: str) -> BlackroadError:
-    if text.startswith("unreachable"):
-        return Unreachable(text, hint="`blackroad nodes` shows who is there")
-    return UsageError(text, hint="`blackroad tasks` lists what is known")
 
 
 def _now_ms() -> int:

@@ -7,13 +7,13 @@ only that an object is here or cannot be had.  This file must not know why anybo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.bus.puller import Puller
-from blackroad.bus.sockets import Bus, Poller, Socket, connect, drain, send
+from blackroad.bus.sockets import Bus, Poller, Socket, connect, drain, drain_keyed, send
 from blackroad.errors import BlackroadError, DamagedObject, RemoteProtocolError
 from blackroad.ids import short
 from blackroad.limits import CHUNK_BYTES, FOREVER_MS
@@ -66,7 +66,13 @@ class Exchange:
         tell: Callable[[bytes, m.Message], None],
         arrived: Callable[[bytes], None],
         failed: Callable[[bytes, str, bool, bool], None],
+        key_of: Callable[[bytes], bytes] = lambda _node: b"",
+        node_with: Callable[[bytes], bytes] | None = None,
     ) -> None:
+        """Serve nodes on `server`; in a closed mesh only those that `node_with(key)` knows.
+
+        `key_of(node)` is the key that a holder has to prove.
+        """
         self._store = store
         self._bus = bus
         self._poller = poller
@@ -75,6 +81,8 @@ class Exchange:
         self._tell = tell
         self._arrived = arrived
         self._failed = failed
+        self._key_of = key_of
+        self._node_with = node_with
         self._pulls: dict[bytes, _Pull] = {}
         self._waiting: dict[bytes, tuple[Ref, bytes, bytes]] = {}
         self._bulks: dict[bytes, _Bulk] = {}
@@ -121,7 +129,11 @@ class Exchange:
         if bulk is None:
             if not endpoint:
                 return
-            socket = self._bus.bulk_client()
+            key = self._key_of(holder)
+            if self._bus.closed and not key:
+                # No member: its objects are nothing to rely on.
+                return
+            socket = self._bus.bulk_client(key)
             if not connect(socket, endpoint):
                 self._bus.drop(socket)
                 return
@@ -216,7 +228,7 @@ class Exchange:
 
     def on_server_readable(self) -> None:
         """Read what other nodes want."""
-        for frames in drain(self._server):
+        for frames in self._from_nodes():
             route = frames[0]
             try:
                 if len(frames) != 3:
@@ -229,6 +241,17 @@ class Exchange:
             for message in found:
                 if isinstance(message, m.Want):
                     self.serve(message, functools.partial(self._answer, route))
+
+    def _from_nodes(self) -> Iterator[list[bytes]]:
+        node_with = self._node_with
+        if node_with is None:
+            yield from drain(self._server)
+            return
+        for key, frames, _ in drain_keyed(self._server):
+            if node_with(key):
+                yield frames
+            else:
+                self._count("refused.key")
 
     def _answer(self, route: bytes, message: m.Message) -> bool:
         frame = codec.frame_of((codec.encode(message),))

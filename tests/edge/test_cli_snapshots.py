@@ -27,9 +27,24 @@ TASK = "k3f7x2ab-m5c7qaaaaaaaaaaaaaaaaaaaaa"
 
 
 def command(name: str) -> Command:
-    found = main.get_command(click.Context(main, info_name="blackroad"), name)
+    """The command that these words name: one, or one of several under one name."""
+    found: click.Command | None = main
+    context = click.Context(main, info_name="blackroad")
+    for word in name.split():
+        assert isinstance(found, click.Group)
+        found = found.get_command(context, word)
     assert isinstance(found, Command)
     return found
+
+
+def below(name: str) -> list[str]:
+    """A command, and those under its name."""
+    found = command(name)
+    more = list(found.commands) if isinstance(found, click.Group) else []
+    return [name, *(f"{name} {one}" for one in more)]
+
+
+NAMES = [name for entry in ENTRIES for name in below(entry)]
 
 
 # --- help ---------------------------------------------------------------------------------------
@@ -37,20 +52,20 @@ def command(name: str) -> Command:
 
 def test_snapshot_of_the_help() -> None:
     parts = []
-    for words in ([], *([name] for name in ENTRIES)):
+    for words in ([], *(name.split() for name in NAMES)):
         shown = " ".join(["blackroad", *words, "--help"])
         parts.append(f"$ {shown}\n{blackroad(*words, '--help').out}")
     snapshots.check(snapshots.HERE / "help.txt", "\n".join(parts))
 
 
-@pytest.mark.parametrize("name", list(ENTRIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_help_fits_the_terminal(name: str) -> None:
-    told, examples = blackroad(name, "--help").out.split("\nExamples:\n")
+    told, examples = blackroad(*name.split(), "--help").out.split("\nExamples:\n")
     assert [line for line in told.splitlines() if len(line) > 80] == []
     assert [line for line in examples.splitlines() if len(line) > 96] == []
 
 
-@pytest.mark.parametrize("line", [line for name in ENTRIES for line in command(name).examples])
+@pytest.mark.parametrize("line", [line for name in NAMES for line in command(name).examples])
 def test_examples_can_be_typed(line: str) -> None:
     parsed = 0
     for part in line.partition("  #")[0].split("|"):
@@ -85,6 +100,11 @@ def samples() -> dict[str, BlackroadError]:
         "ConfigError": errors.ConfigError("blackroad.toml:3: `slots` is -1", hint="1 to 1024"),
         "UnitError": errors.UnitError("memory: cannot read '2x' as a size", hint="write 2GiB"),
         "KernelInputError": errors.KernelInputError("kernel `collatz`: `start` is 0", hint="1 up"),
+        "JoinRefused": errors.JoinRefused(
+            "refused: the token has expired",
+            because=["the admin's clock is 3 h ahead of this machine's"],
+            hint="ask an admin for another one",
+        ),
         "UnknownKernel": errors.UnknownKernel("there is no kernel `x`", hint="there are: a, b"),
         "NotPicklable": errors.NotPicklable("args[0] is a socket", hint="send what is in it"),
         "EnvironmentProblem": errors.EnvironmentProblem("/proc is not there", hint="mount it"),
@@ -199,7 +219,7 @@ def page() -> str:
     parts = [INTRODUCTION]
     for title, entries in SECTIONS.items():
         parts.append(f"## {title}\n")
-        parts += [section(name) for name in entries]
+        parts += [section(name) for entry in entries for name in below(entry)]
     return "\n".join(parts)
 
 
@@ -217,7 +237,7 @@ def section(name: str) -> str:
         if isinstance(one, click.Option) and (record := one.get_help_record(context))
     ]
     lines += ["| option | means |", "| --- | --- |"]
-    lines += [f"| `{option}` | {escaped(means)} |" for option, means in rows]
+    lines += [f"| `{escaped(option)}` | {escaped(means)} |" for option, means in rows]
     lines += ["", "```", *found.examples, "```", ""]
     return "\n".join(lines)
 

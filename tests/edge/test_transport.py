@@ -21,6 +21,7 @@ from blackroad.limits import (
     BATCH_MESSAGES_MAX,
     BULK_FRAME_BYTES_MAX,
     CHUNK_BYTES,
+    DOOR_FRAME_BYTES_MAX,
     FRAME_BYTES_MAX,
     INLINE_BYTES_MAX,
     MIB,
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.edge
 
 STRANGER = b"s" * 16
 NOBODY = "tcp://127.0.0.1:1"
+KEY = b"k" * 32
 
 
 @pytest.fixture
@@ -536,6 +538,10 @@ def test_what_one_turn_puts_in_line_for_a_client_is_bounded(net: Net) -> None:
 
 LIMITS = {
     "inbox": BULK_FRAME_BYTES_MAX,
+    "local_inbox": BULK_FRAME_BYTES_MAX,
+    "door": DOOR_FRAME_BYTES_MAX,
+    "newcomer": DOOR_FRAME_BYTES_MAX,
+    "judge": FRAME_BYTES_MAX,
     "peer": FRAME_BYTES_MAX,
     "bulk_server": BULK_FRAME_BYTES_MAX,
     "bulk_client": BULK_FRAME_BYTES_MAX,
@@ -559,12 +565,12 @@ def test_every_kind_of_socket_is_in_the_list() -> None:
         if getattr(made, "__annotations__", {}).get("return") == "Socket"
         and not name.startswith("_")
     }
-    assert makers - {"monitor"} == set(LIMITS)
+    assert makers - {"monitor", "watch_handshakes"} == set(LIMITS)
 
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_every_socket_has_every_limit(bus: Bus, kind: str) -> None:
-    made = getattr(bus, kind)()
+    made = getattr(bus, kind)(*(KEY for _ in range(kind in ("door", "newcomer"))))
     assert made.get(zmq.LINGER) == sockets.LINGER_MS
     assert made.get(zmq.MAXMSGSIZE) == LIMITS[kind]
     assert made.get(zmq.HANDSHAKE_IVL) == sockets.HANDSHAKE_MS

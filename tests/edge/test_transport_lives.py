@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from blackroad.bus import messages as m
-from blackroad.bus.transport import FORMER_MS
+from blackroad.bus.telemetry import FORMER_MS
 from tests.edge.transports import Net, Speaker
 
 pytestmark = pytest.mark.edge
@@ -120,7 +120,7 @@ def test_the_telemetry_of_the_life_before_is_heard_on_for_a_while(net: Net) -> N
     assert one.transport.links[new.node].inc == new.inc, "what is old resets nothing"
     net.skip(FORMER_MS)
     one.transport.tick(net.now_ms())
-    assert one.transport._old_telemetry == {}
+    assert one.transport.telemetry._former == {}
 
 
 @pytest.fixture

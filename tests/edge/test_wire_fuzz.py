@@ -253,7 +253,7 @@ def test_the_client_socket_takes_anything(table: Table, frames: list[bytes]) -> 
     heard: list[m.Message] = []
 
     def read() -> bool:
-        for client, found in one.transport.receive_client(b"t", one.transport.inbox):
+        for client, found in one.transport.clients.receive(b"t", one.transport.inbox):
             assert client[:1] == b"t"
             heard.extend(found)
         return m.Alive(b"c" * 16) in heard
@@ -277,7 +277,8 @@ def test_the_client_socket_takes_anything(table: Table, frames: list[bytes]) -> 
 @given(frames=anything)
 def test_telemetry_takes_anything(airwaves: Airwaves, frames: list[bytes]) -> None:
     if frames:
-        airwaves.publisher.send_multipart(frames)
+        # What does not begin like this is not even subscribed to.
+        airwaves.publisher.send_multipart([b"\x50" + frames[0], *frames[1:]])
     airwaves.goes_on()
 
 
@@ -291,10 +292,9 @@ class Airwaves:
         self.publisher = self._context.socket(zmq.PUB)
         self.publisher.set(zmq.LINGER, 0)
         port = self.publisher.bind_to_random_port("tcp://127.0.0.1", 30_000, 60_000)
-        raw = self.net.raw(self.one)
-        raw.say(hello(STRANGER, 1, NOBODY, telemetry_port=port))
+        there = f"tcp://127.0.0.1:{port}"
+        self.one.transport.telemetry.hear(STRANGER, b"", there, self.net.now_ms())
         self._numbers = itertools.count(1)
-        self.net.until(lambda: self.one.transport.links)
 
     def goes_on(self) -> None:
         """A Heartbeat that is sound is heard among whatever else there is."""

@@ -139,7 +139,7 @@ class Net:
         poller = Poller()
         for one in self.speakers:
             poller.watch(one.transport.inbox)
-            poller.watch(one.transport.subscriber)
+            poller.watch(one.transport.telemetry.subscriber)
         while True:
             self.turn()
             if done():

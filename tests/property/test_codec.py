@@ -100,7 +100,7 @@ def test_arbitrary_headers(frame: bytes) -> None:
 
 
 def test_headers_are_written_and_read() -> None:
-    """Section 17: the header is the array [version, session, sequence]."""
+    """Section 19: the header is the array [version, session, sequence]."""
     frame = codec.encode_header(8213, 77)
     assert msgpack.unpackb(frame) == [1, 8213, 77]
     assert codec.decode_header(frame) == (1, 8213, 77)

@@ -14,10 +14,14 @@ from msgspec import inspect
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
+from blackroad.bus.admission import INVITE_BYTES
+from blackroad.bus.keys import KEY_BYTES
 from blackroad.ids import NODE_BYTES
 from blackroad.limits import LEASE_MS_MAX, LEASE_MS_MIN
 
-SCOPES = (codec.PEER, codec.CLIENT, codec.OWNER, codec.BULK, codec.TELEMETRY)
+SCOPES = (codec.PEER, codec.CLIENT, codec.OWNER, codec.BULK, codec.TELEMETRY, codec.DOOR)
+# Ids and keys: where none is needed, they are whole or absent.
+WHOLE_BYTES = (INVITE_BYTES, NODE_BYTES, KEY_BYTES)
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 
 
@@ -146,8 +150,9 @@ def anything(kind: inspect.Type, size: int = 24) -> st.SearchStrategy[Any]:
             return st.text(max_size=min(size, kind.max_length or size))
         case inspect.BytesType():
             least = kind.min_length or 0
-            if not least and kind.max_length == NODE_BYTES:
-                return st.just(b"") | st.binary(min_size=NODE_BYTES, max_size=NODE_BYTES)
+            if not least and kind.max_length in WHOLE_BYTES:
+                whole = kind.max_length
+                return st.just(b"") | st.binary(min_size=whole, max_size=whole)
             most = max(least, min(size, kind.max_length or size))
             return st.binary(min_size=least, max_size=most)
         case inspect.EnumType():

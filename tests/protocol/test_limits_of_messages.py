@@ -122,7 +122,7 @@ def test_an_id_is_whole_or_absent(cls: type[m.Message], field: str) -> None:
 
 
 def test_a_frame_holds_128_messages() -> None:
-    """R-frame-4, section 17: all frames of a multipart hold at most 128 messages."""
+    """R-frame-4: all frames of a multipart hold at most 128 messages."""
     goodbye = values(m.Goodbye)
     found, _ = codec.PEER.decode(msgpack.packb([goodbye] * BATCH_MESSAGES_MAX))
     assert len(found) == BATCH_MESSAGES_MAX

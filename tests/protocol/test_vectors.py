@@ -53,7 +53,7 @@ VECTORS = [vector for path in FILES for vector in load(path)]
 
 
 def test_every_kind_has_a_vector() -> None:
-    """Section 15: all kinds, each in the file that bears its name."""
+    """Section 17: all kinds, each in the file that bears its name."""
     assert {vector.cls for vector in VECTORS} == set(m.ALL_MESSAGES)
     assert {path.stem for path in FILES} == {name.lower() for name in CLASSES}
 

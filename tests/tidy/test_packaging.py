@@ -17,7 +17,7 @@ IMPORTED_AS = {
     "pywavelets": "pywt",
     "pyzmq": "zmq",
 }
-OPTIONAL = ("opencl", "pocl", "nvidia", "demo")
+OPTIONAL = ("opencl", "pocl", "nvidia", "demo", "redis")
 
 
 def modules(requirements: list[str]) -> set[str]:

@@ -46,12 +46,12 @@ def test_a_memoryview_is_as_good() -> None:
     ],
 )
 def test_what_is_not_said_there_is_not_heard(scope: codec.Scope, one: m.Message) -> None:
-    """Section 15: from whom to whom; a kind of another socket is skipped as unknown."""
+    """Section 17: from whom to whom; a kind of another socket is skipped as unknown."""
     assert scope.decode(frame(one)) == ([], 1)
 
 
 def test_every_kind_is_heard_somewhere() -> None:
-    """Section 15: all message kinds."""
+    """Section 17: all message kinds."""
     heard = set().union(*(scope._tags for scope in SCOPES))
     assert heard == {kind_of(cls) for cls in m.ALL_MESSAGES}
     assert len(m.ALL_MESSAGES) == len({kind_of(cls) for cls in m.ALL_MESSAGES})
@@ -59,7 +59,7 @@ def test_every_kind_is_heard_somewhere() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 128])
 def test_frames_of_any_length(count: int) -> None:
-    """Section 17: each body frame is a MessagePack array of messages."""
+    """Section 19: each body frame is a MessagePack array of messages."""
     found, _ = codec.PEER.decode(frame(*[m.Goodbye(n) for n in range(count)]))
     assert [one.inc for one in found] == list(range(count))
 

@@ -50,6 +50,7 @@ def test_each_default_is_a_value_that_its_own_reader_would_give() -> None:
     spelt = {
         "lease": "20s",
         "object_limit": "4GiB",
+        "topics_keep": "4MiB",
         "labels": {},
         **{name: [] for name in ("endpoints", "peers", "mdns_interfaces", "programs")},
     }
@@ -117,6 +118,10 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "telemetry_port": ("65535", 65_535),
     "bulk_port": ("1", 1),
+    "join_port": ("7799", 7_799),
+    "pending_joins": ("off", False),
+    "redis_url": ("rediss://me:word@shelf:6379/0", "rediss://me:word@shelf:6379/0"),
+    "topics_keep": ("1MiB", limits.MIB),
     "endpoints": (
         "attic, [fe80::1]:9 ,ipc:///run/x",
         ("attic:7701", "[fe80::1]:9", "ipc:///run/x"),
@@ -316,6 +321,21 @@ def test_loopback_needs_no_keys(listen: str) -> None:
     check_exposure(Config(listen=listen), keys_exist=False)
 
 
+def test_listening_follows_the_keys() -> None:
+    assert load(environ={}).listen is None
+    assert resolved(Config(), environ={}).listen == "127.0.0.1"
+    everywhere = resolved(Config(), environ={}, keys_exist=lambda _: True).listen
+    assert everywhere in ("::", "0.0.0.0")
+    named = resolved(Config(listen="127.0.0.1"), environ={}, keys_exist=lambda _: True)
+    assert named.listen == "127.0.0.1"
+
+
+def test_a_bad_redis_address_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="no address of a Redis server") as caught:
+        load(environ={"BLACKROAD_REDIS_URL": "http://me:sesame@shelf"})
+    assert "sesame" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_a_lease_is_at_least_four_heartbeats_long() -> None:
     with pytest.raises(ConfigError, match="lease only 20 s") as caught:
         load(environ={"BLACKROAD_HEARTBEAT": "6s"})
@@ -430,8 +450,8 @@ def test_clients_look_at_their_own_daemon_and_then_at_the_machines(
 
 def test_what_is_set_is_kept_and_what_is_not_is_found(tmp_path: Path) -> None:
     given = dataclasses.replace(placed(tmp_path), name="attic", user="zoe", slots=7)
-    found = resolved(dataclasses.replace(given, memory_bytes=limits.GIB), environ={})
-    assert found == dataclasses.replace(given, memory_bytes=limits.GIB)
+    given = dataclasses.replace(given, memory_bytes=limits.GIB, listen="::1")
+    assert resolved(given, environ={}) == given
 
     found = resolved(placed(tmp_path), environ={})
     assert found.slots == len(os.sched_getaffinity(0))

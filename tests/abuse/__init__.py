@@ -1,0 +1,1 @@
+"""What strangers and members may try against a closed cluster, with figures (`make abuse`)."""
