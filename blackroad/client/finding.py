@@ -27,14 +27,15 @@ def find_daemon(endpoint: str | None, user: str, timeout_s: float) -> Connection
 
     Raises  NoDaemon saying what was tried; ConfigError; StateDirectoryProblem.
     """
-    from blackroad import config
-
-    # A program listens nowhere, whatever the daemon's configuration says.
-    settings = config.load(keys_exist=lambda _config: True)
     if endpoint is not None:
         tried = [endpoint if "://" in endpoint else f"tcp://{endpoint}"]
+        # Who names a socket of this machine needs nothing of what is configured.
+        settings = None if tried[0].startswith("ipc://") else _settings()
     else:
-        sockets = [path for path in config.client_sockets(settings) if path.exists()]
+        from blackroad.config import client_sockets
+
+        settings = _settings()
+        sockets = [path for path in client_sockets(settings) if path.exists()]
         tried = [f"ipc://{path}" for path in sockets]
         tried += [f"tcp://{one}" if "://" not in one else one for one in settings.endpoints]
         tried += [one for one in _joined_at(settings) if one not in tried]
@@ -53,6 +54,13 @@ def find_daemon(endpoint: str | None, user: str, timeout_s: float) -> Connection
     )
 
 
+def _settings() -> Config:
+    from blackroad import config
+
+    # A program listens nowhere, whatever the daemon's configuration says.
+    return config.load(keys_exist=lambda _config: True)
+
+
 def _joined_at(settings: Config) -> tuple[str, ...]:
     """Where this machine was let in: one that may only use the cluster has no daemon of its own."""
     from blackroad.client.keys import keyring_of
@@ -62,12 +70,12 @@ def _joined_at(settings: Config) -> tuple[str, ...]:
     return keyring.seeds if keyring is not None and role in (Role.VIEW, Role.SUBMIT) else ()
 
 
-def _started(endpoint: str, user: str, settings: Config, timeout_s: float) -> Connection:
+def _started(endpoint: str, user: str, settings: Config | None, timeout_s: float) -> Connection:
     """Speak with the daemon there.
 
     Raises  NoDaemon; BlackroadError where it refuses.
     """
-    if endpoint.startswith("tcp://"):
+    if settings is not None and endpoint.startswith("tcp://"):
         from blackroad.client.keys import key_of, keyring_of
 
         keyring = keyring_of(settings)
