@@ -302,12 +302,14 @@ class Faults:
         found_ms = FOUND_MS + FOUND_DEADS * max(
             one.node.membership.dead_ms() for one in others if one.node is not None
         )
-        if world.now - self._cloned_ms < found_ms:
+        if world.now - self._cloned_ms < found_ms or any(
+            _lived_ms(one) < found_ms for one in (machine, clone)
+        ):
             return
         if machine.node.lives.serves and clone.node.lives.serves:
             world.broken("R-life-3", f"{machine.name} and its clone both serve")
         for other in others:
-            if machine.id not in other.lives.shunned:
+            if machine.id not in other.lives.shunned and _lived_ms(other) >= found_ms:
                 world.broken("R-life-3", f"{other.name} does not shun {machine.name}")
 
     def do_mad_table(self, machine: Machine, for_ms: int, rng: Random) -> None:
@@ -325,6 +327,11 @@ class Faults:
             seq = next_seq(node.coordinator)
             table = m.Allocation(node.election.claim, seq, target.node.inc, 1, rows)
             self.world.send(machine, target.id, table)
+
+
+def _lived_ms(machine: Machine) -> int:
+    """How long ago its present life began: whoever was restarted listens anew."""
+    return machine.clock() - machine.node.started_ms if machine.node is not None else 0
 
 
 def next_seq(coordinator: Any) -> int:

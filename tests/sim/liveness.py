@@ -174,19 +174,36 @@ def steady(world: Cluster, core: Sequence[Machine], rest: Sequence[Machine]) -> 
     kills, lives = world.observer.kills, _lives(core)
     world.run(world.now + settle_ms(core, world.machines) + SLACK_MS)
     reigns = set()
+    split = False
     heeded = _Heeded(world)
     until_ms = world.now + STEADY_MS
     while world.now < until_ms:
         world.run(world.now + LOOK_MS)
         if (world.observer.kills, _lives(core)) != (kills, lives):
             return
+        split = split or _split(world, core)
         for machine in core:
             node = machine.node
             heeded.look(machine)
             if node is not None and node.election.follows_epoch is not None:
                 reigns.add(node.election.follows_epoch)
-    if len(reigns) > REIGNS_MAX:
+    if len(reigns) > REIGNS_MAX and not split:
         world.broken("L3", f"the core saw {len(reigns)} reigns in {STEADY_MS // 1000} s")
+
+
+def _split(world: Cluster, core: Sequence[Machine]) -> bool:
+    """Does a claimant outside serve one of the core that cannot serve another?
+
+    Then there are two pools, no claimant is supported, and nothing restrains a third.
+    """
+    for machine in core:
+        election = machine.node.election if machine.node is not None else None
+        leading = world.by_id.get(election.follows) if election and election.served else None
+        if leading is None or leading in core:
+            continue
+        if not all(_whole(world, leading, one) for one in core):
+            return True
+    return False
 
 
 def _hears_few(world: Cluster, machine: Machine, core: Sequence[Machine]) -> bool:
