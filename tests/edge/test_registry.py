@@ -207,7 +207,7 @@ def test_what_strangers_write_is_checked(server: Server, opened: list[Registry])
     one = registry(opened, server, "a")
     heard = until(opened, lambda: bool(one.heard) and one.refused >= len(bad) - 1)
     assert {hint.node for hint in heard} == {"d" * 26}
-    assert one.state == "up"
+    until(opened, lambda: one.state == "up")
 
 
 def test_who_is_gone_is_taken_out_of_the_list(server: Server, opened: list[Registry]) -> None:
@@ -217,7 +217,7 @@ def test_who_is_gone_is_taken_out_of_the_list(server: Server, opened: list[Regis
     client.sadd(index, "g" * 26)
     one = registry(opened, server, "a")
     until(opened, lambda: client.smembers(index) == {b"a" * 26})
-    assert one.state == "up"
+    until(opened, lambda: one.state == "up")
 
 
 def test_a_child_that_dies_is_started_again(
