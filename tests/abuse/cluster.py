@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,29 +13,10 @@ import zmq
 import zmq.utils.monitor
 import zmq.utils.z85
 
-from tests.edge.meshes import Daemon, Mesh, until
+from tests.edge.meshes import Daemon, Mesh, answered, command, until
 
 PORTS = ("port", "telemetry_port", "bulk_port")
 MIB = 1 << 20
-
-
-def command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run one `blackroad` command as the user of that daemon."""
-    return subprocess.run(
-        [sys.executable, "-m", "blackroad", *words],
-        env=daemon.environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def answered(daemon: Daemon, *words: str) -> Any:
-    """What a command says with --json."""
-    done = command(daemon, *words, "--json")
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
-    return json.loads(done.stdout)
 
 
 class Cluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -12,10 +11,10 @@ from blackroad.bus import keys, members
 from blackroad.bus.guard import Guard
 from blackroad.bus.keys import NodeKeys
 from blackroad.bus.members import Member, MemberList, Role
-from blackroad.bus.sockets import Bus, Poller, key_pair
+from blackroad.bus.sockets import Bus, Socket, key_pair
 from blackroad.bus.transport import Identity, Transport, closed_cluster_digest
 from blackroad.ids import incarnation, node_id_from_key
-from tests.edge.transports import WAIT_S, Net, Raw, Speaker
+from tests.edge.transports import Net, Raw, Speaker
 
 
 def new_keys() -> NodeKeys:
@@ -103,6 +102,10 @@ class ClosedSpeaker(Speaker):
         watch("telemetry", one.telemetry.publisher, "127.0.0.1", one.telemetry_port, listens=True)
         watch("the bulk port", one.bulk, "127.0.0.1", one.bulk_port)
 
+    def waited_for(self) -> list[Socket]:
+        """What its loop waits for; whoever is stuck answers no newcomer."""
+        return [self.transport.inbox, *([self.guard.judge] if self.serves else [])]
+
     def turn(self) -> None:
         """What a daemon does in one turn of its loop."""
         if self.serves:
@@ -140,22 +143,6 @@ class ClosedNet(Net):
         one = Stranger(port, server_key, own, kind)
         self.strangers.append(one)
         return one
-
-    def until(self, done: Callable[[], Any], *, skip_ms: int = 0) -> None:
-        """Turn every loop until `done`; each round may put the clock forward."""
-        deadline = time.monotonic() + WAIT_S
-        poller = Poller()
-        for one in self.speakers:
-            poller.watch(one.transport.inbox)
-            if isinstance(one, ClosedSpeaker) and one.serves:
-                poller.watch(one.guard.judge)
-        while True:
-            self.turn()
-            if done():
-                return
-            assert time.monotonic() < deadline, "it did not come to that in time"
-            self.skip(skip_ms)
-            poller.wait(5)
 
     def close(self) -> None:
         """End everything."""

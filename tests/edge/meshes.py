@@ -148,6 +148,26 @@ class Daemon:
         return self.process.wait(timeout=WAIT_S)
 
 
+def command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    """Type a command on that daemon's machine, as its user."""
+    return subprocess.run(
+        [sys.executable, "-m", "blackroad", *words],
+        env=daemon.environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def answered(daemon: Daemon, *words: str) -> Any:
+    """What a command says with --json."""
+    done = command(daemon, *words, "--json")
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return json.loads(done.stdout)
+
+
 class Mesh:
     """Some daemons that know each other and nobody else."""
 

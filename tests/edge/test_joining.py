@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,7 @@ from blackroad.joining import DoorPlace, Outcome, join_by_approval, join_by_toke
 from blackroad.store import keyring
 from blackroad.store.keyring import Keyring
 from tests.edge.doors import MESH_PLACE, DoorThread, lasting, state, wall_ms
-from tests.edge.meshes import Daemon, Mesh, until
+from tests.edge.meshes import Daemon, Mesh, answered, command, until
 from tests.unit.cluster_words import ROOT_KEY, by, gone, invite, made
 
 pytestmark = pytest.mark.edge
@@ -410,37 +407,18 @@ def test_a_man_in_the_middle_cannot_show_the_same_phrase(door: DoorThread, tmp_p
 # --- real daemons ---------------------------------------------------------------------------------
 
 
-def blackroad(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """Type a command on that daemon's machine."""
-    return subprocess.run(
-        [sys.executable, "-m", "blackroad", *words],
-        env=daemon.environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-
-
-def told(daemon: Daemon, *words: str) -> Any:
-    done = blackroad(daemon, *words, "--json")
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
-    return json.loads(done.stdout)
-
-
 def alive(daemon: Daemon) -> set[str]:
-    rows = told(daemon, "nodes")["nodes"]
+    rows = answered(daemon, "nodes")["nodes"]
     return {row["name"] for row in rows if row["state"] == "alive"}
 
 
 def in_the_membership(daemon: Daemon) -> set[str]:
-    rows = told(daemon, "nodes")["nodes"]
+    rows = answered(daemon, "nodes")["nodes"]
     return {row["name"] for row in rows if row["state"] not in ("dead", "left")}
 
 
 def inside(daemon: Daemon) -> dict[str, str]:
-    return {row["name"]: row["state"] for row in told(daemon, "members")["members"]}
+    return {row["name"]: row["state"] for row in answered(daemon, "members")["members"]}
 
 
 @pytest.fixture(scope="module")
@@ -453,8 +431,8 @@ def closed() -> Iterator[Mesh]:
         for one in mesh.daemons:
             one.wait()
         gate, shed = mesh.daemons
-        line = told(gate, "init", "--name", "workshop")["command"]
-        said = blackroad(shed, *line.split()[1:])
+        line = answered(gate, "init", "--name", "workshop")["command"]
+        said = command(shed, *line.split()[1:])
         assert said.returncode == 0, said.stderr
         assert "workshop" in said.stdout
         until(lambda: alive(gate) == alive(shed) == {"gate", "shed"}, "both in sight")
@@ -465,17 +443,17 @@ def closed() -> Iterator[Mesh]:
 
 def test_two_commands_and_a_task_runs_across(closed: Mesh) -> None:
     gate, shed = closed.daemons
-    done = blackroad(gate, "submit", "--wait", "--node", "shed", "--", "echo", "hello")
+    done = command(gate, "submit", "--wait", "--node", "shed", "--", "echo", "hello")
     assert (done.returncode, done.stdout.strip()) == (0, "hello")
     assert inside(gate) == inside(shed) == {"gate": "member", "shed": "member"}
 
 
 def test_orders_need_an_admins_machine(closed: Mesh) -> None:
     gate, shed = closed.daemons
-    refused = blackroad(shed, "token", "create")
+    refused = command(shed, "token", "create")
     assert refused.returncode == 2
     assert "run this on gate" in refused.stderr
-    again = blackroad(gate, "init")
+    again = command(gate, "init")
     assert again.returncode == 2
     assert "`workshop` already" in again.stderr
 
@@ -484,46 +462,46 @@ def test_bad_tokens_at_a_real_daemon(closed: Mesh, tmp_path: Path) -> None:
     """Expired tokens are tried at the door of this file; here used, ended, altered, foreign."""
     gate, _ = closed.daemons
     late = Daemon(closed, "late", {"BLACKROAD_LISTEN": "127.0.0.1", "BLACKROAD_JOIN_PORT": "0"})
-    ended = told(gate, "token", "create")
-    assert told(gate, "token", "revoke", ended["id"])["state"] == "revoked"
-    refused = blackroad(late, "join", ended["token"])
+    ended = answered(gate, "token", "create")
+    assert answered(gate, "token", "revoke", ended["id"])["state"] == "revoked"
+    refused = command(late, "join", ended["token"])
     assert (refused.returncode, "was revoked" in refused.stderr) == (2, True)
     text = ended["token"]
     altered = text[:60] + ("b" if text[60] != "b" else "c") + text[61:]
-    refused = blackroad(late, "join", altered)
+    refused = command(late, "join", altered)
     assert (refused.returncode, "was altered" in refused.stderr) == (2, True)
-    once = told(gate, "token", "create", "--uses", "1")["token"]
-    member = told(late, "join", once)
+    once = answered(gate, "token", "create", "--uses", "1")["token"]
+    member = answered(late, "join", once)
     assert (member["name"], member["daemon"]) == ("late", False)
     other = Daemon(closed, "other", {"BLACKROAD_LISTEN": "127.0.0.1"})
-    refused = blackroad(other, "join", once)
+    refused = command(other, "join", once)
     assert (refused.returncode, "as often as it allows" in refused.stderr) == (2, True)
-    assert blackroad(other, "members").returncode == 2
+    assert command(other, "members").returncode == 2
     assert not Path(other.environ["BLACKROAD_STATE_DIR"], "cluster", "cluster.json").exists()
-    assert told(gate, "revoke", "late", "--yes")["revoked"][0]["state"] == "revoked"
+    assert answered(gate, "revoke", "late", "--yes")["revoked"][0]["state"] == "revoked"
 
 
 def test_a_change_of_keys_under_way(closed: Mesh) -> None:
     """The node gets another id, and the same task still runs there."""
     gate, shed = closed.daemons
     before = shed.wait()["node"]
-    done = told(shed, "rotate", "--yes")
+    done = answered(shed, "rotate", "--yes")
     assert done["done"] is True
     assert done["node"] == shed.facts()["node"] != before
     until(lambda: alive(gate) == {"gate", "shed"}, "the new one in sight")
-    states = [row["state"] for row in told(gate, "members")["members"] if row["name"] == "shed"]
+    states = [row["state"] for row in answered(gate, "members")["members"] if row["name"] == "shed"]
     assert sorted(states) == ["member", "replaced"]
-    task = blackroad(gate, "submit", "--wait", "--node", "shed", "--", "echo", "again")
+    task = command(gate, "submit", "--wait", "--node", "shed", "--", "echo", "again")
     assert (task.returncode, task.stdout.strip()) == (0, "again")
 
 
 def test_a_revoked_node_is_out(closed: Mesh) -> None:
     gate, shed = closed.daemons
     node = shed.facts()["node"]
-    assert told(gate, "revoke", node, "--yes")["revoked"][0]["state"] == "revoked"
+    assert answered(gate, "revoke", node, "--yes")["revoked"][0]["state"] == "revoked"
     # Suspect is not enough: for what may be heard again, work is taken.
     until(lambda: "shed" not in in_the_membership(gate), "shed out of the membership")
-    refused = blackroad(gate, "submit", "--wait", "--node", "shed", "--", "true")
+    refused = command(gate, "submit", "--wait", "--node", "shed", "--", "true")
     assert refused.returncode == 3
 
 

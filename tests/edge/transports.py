@@ -11,7 +11,7 @@ import zmq
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
-from blackroad.bus.sockets import Bus, Poller
+from blackroad.bus.sockets import Bus, Poller, Socket
 from blackroad.bus.transport import Identity, Transport, cluster_digest
 from blackroad.ids import incarnation
 from blackroad.limits import PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN
@@ -61,6 +61,10 @@ class Speaker:
         """Whether it may send to all of them."""
         links = self.transport.links
         return all(one.node in links and links[one.node].open for one in others)
+
+    def waited_for(self) -> list[Socket]:
+        """What its loop waits for."""
+        return [self.transport.inbox, self.transport.telemetry.subscriber]
 
     def turn(self) -> None:
         """What a daemon does in one turn of its loop."""
@@ -138,8 +142,8 @@ class Net:
         deadline = time.monotonic() + WAIT_S
         poller = Poller()
         for one in self.speakers:
-            poller.watch(one.transport.inbox)
-            poller.watch(one.transport.telemetry.subscriber)
+            for socket in one.waited_for():
+                poller.watch(socket)
         while True:
             self.turn()
             if done():
