@@ -429,6 +429,10 @@ class Seeking:
             "tried": self._tried(),
             "tried_words": self._tried_in_words(),
             "peers": [self._peer_told(node, now_ms) for node in list(transport.links)],
+            "clones": [
+                {"node": text32(node), "endpoints": there}
+                for node, there in transport.pasts.shunned().items()
+            ],
             "firewall": reaching.firewall(),
             "input_chain": [family, table, chain] if chain else [],
             "counters": {

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import select
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ import msgspec
 
 from blackroad import directories
 from blackroad.bus.messages import Message
-from blackroad.bus.sockets import Poller
+from blackroad.bus.sockets import BACKLOG, Poller
 from blackroad.discovery.hints import from_static
 from blackroad.discovery.lives import is_news
 from blackroad.discovery.machine import Host, cache_environment
@@ -53,6 +54,12 @@ REMEMBERED_MS = 300_000
 DESCRIPTORS_MAX = 524_288
 # From here on the daemon says that descriptors run out, once a minute.
 DESCRIPTORS_ALARM_PERCENT = 80
+# From here on few may wait to be accepted, until there was room for so long.
+DESCRIPTORS_SHORT_PERCENT = 90
+SHORT_QUEUE = 8
+SHORT_MS = 60_000
+# Sockets that listen are made early, and have low numbers.
+LISTENERS_BELOW = 4_096
 ALARM_MS = 60_000
 
 # What a person has to do about it; the facts are in the same line.
@@ -61,8 +68,9 @@ ADVICE: Final[Mapping[str, str]] = {
     "a snapshot, a copied disk?): tasks that it accepted in between are lost, and those that ended "
     "in between may run again.  It goes on by itself as a newer life",
     "node.clone": "two machines use one identity, and neither gets new work: stop the daemon on "
-    "the machine that is the copy, remove identity.json from its state directory (and "
-    "journal.sqlite, unless the tasks in it shall run there as well), then start both again",
+    "the machine that is the copy, remove identity.json and cluster/ from its state directory (and "
+    "journal.sqlite, unless the tasks in it shall run there as well), then start both again, and "
+    "let the copy join anew where there are keys",
     "node.doubt": "somebody knows a newer life of this node: it takes nothing new until it is "
     "clear whether its own memory is old or another machine uses its identity",
     "journal.behind": "the journal is older than what peers remember of it: was journal.sqlite "
@@ -205,6 +213,8 @@ class Descriptors:
         self.used = 0
         self.limit = 0
         self._told_ms = -ALARM_MS
+        # Until when few may wait, 0 while many may.
+        self._short_until_ms = 0
 
     def look(self, log: Any) -> None:
         """Count them, and raise the alarm where they run out.
@@ -220,6 +230,7 @@ class Descriptors:
             os.close(fd)
             self.used = fd
         now_ms = boot_ms()
+        self._shorten(now_ms)
         full = self.used * 100 >= self.limit * DESCRIPTORS_ALARM_PERCENT
         if full and now_ms - self._told_ms >= ALARM_MS:
             self._told_ms = now_ms
@@ -231,9 +242,48 @@ class Descriptors:
                 "LimitNOFILE in the unit, and let a packet filter admit known machines only",
             )
 
+    def _shorten(self, now_ms: int) -> None:
+        """Keep the line of those who wait to be accepted short while descriptors are short.
+
+        They are served in their order, and as slowly as silent ones are cut; who waits for longer
+        than a handshake may take has given up when its turn comes.  So nobody gets in from a long
+        line, and members do from a short one.
+        """
+        if self.used * 100 >= self.limit * DESCRIPTORS_SHORT_PERCENT:
+            if not self._short_until_ms:
+                queue_at_most(SHORT_QUEUE)
+            self._short_until_ms = now_ms + SHORT_MS
+        elif self._short_until_ms and now_ms >= self._short_until_ms:
+            self._short_until_ms = 0
+            queue_at_most(BACKLOG)
+
     def told(self) -> dict[str, int]:
         """The last count, as plain data."""
         return {"used": self.used, "limit": self.limit}
+
+
+def queue_at_most(length: int) -> int:
+    """Let so many connections wait on each TCP socket that listens; return how many sockets do.
+
+    Cost  a look at each low descriptor, and none is opened, for there may be none left.
+    """
+    found = 0
+    for fd in range(3, LISTENERS_BELOW):
+        try:
+            one = socket.socket(fileno=fd)
+        except OSError:
+            continue
+        try:
+            tcp = one.family in (socket.AF_INET, socket.AF_INET6)
+            if tcp and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                one.listen(length)
+                found += 1
+        except OSError:
+            pass
+        finally:
+            # It is somebody else's.
+            one.detach()
+    return found
 
 
 def write_runtime_file(path: Path, facts: Mapping[str, object]) -> None:

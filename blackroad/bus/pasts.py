@@ -73,6 +73,13 @@ class Pasts:
         """Where the refused lives of that node listen; empty for a node that is not refused."""
         return self._shunned[node][1] if node in self._shunned else []
 
+    def shunned(self) -> dict[bytes, list[str]]:
+        """All nodes whose identity two machines use, and where these listen, as far as is known."""
+        return {
+            node: list(dict.fromkeys(endpoint for endpoint, _ in there))
+            for node, (_, there) in self._shunned.items()
+        }
+
     def is_shunned(self, node: bytes, inc: int) -> bool:
         """Is that life one of those refused?
 

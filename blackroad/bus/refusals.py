@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CLONE_TEXT = (
     "two machines use the identity of this node; stop the daemon on the copy, remove "
-    "identity.json from its state directory (and the journal, if that is a copy too), then "
-    "start both again"
+    "identity.json and cluster/ from its state directory (and the journal, if that is a copy "
+    "too), then start both again and let the copy join"
 )
 
 

@@ -62,7 +62,7 @@ class Telemetry:
         self.watch: Callable[[Socket], None] = lambda _socket: None
         self.unwatch: Callable[[Socket], None] = lambda _socket: None
         self._ears: dict[bytes, _Ear] = {}
-        self._former: dict[str, tuple[int, _Ear]] = {}
+        self._former: dict[tuple[bytes, str], tuple[int, _Ear]] = {}
         self._published = 0
 
     # --- speaking ---------------------------------------------------------------------------------
@@ -94,8 +94,9 @@ class Telemetry:
             return
         if ear is not None:
             # If that life goes on beside this one, they are clones.
-            self._former[ear.endpoint] = (now_ms + FORMER_MS, ear)
-        known = self._former.pop(endpoint, None)
+            self._former[node, ear.endpoint] = (now_ms + FORMER_MS, ear)
+        # Whose it was matters: an ear for another peer there expects that one's key.
+        known = self._former.pop((node, endpoint), None)
         if known is not None:
             self._ears[node] = known[1]
             return
@@ -115,18 +116,20 @@ class Telemetry:
         ear = self._ears.pop(node, None)
         if ear is not None:
             self._close(ear)
-        for endpoint, (_, former) in list(self._former.items()):
+        for place, (_, former) in list(self._former.items()):
             if former.node == node:
-                del self._former[endpoint]
+                del self._former[place]
                 self._close(former)
 
     def sockets(self) -> list[Socket]:
         """All on which something may be heard."""
         if self.subscriber is not None:
             return [self.subscriber]
-        return [
-            ear.socket for ear in (*self._ears.values(), *(one for _, one in self._former.values()))
-        ]
+        return [ear.socket for ear in self._all()]
+
+    def _all(self) -> list[_Ear]:
+        """Those for where peers are, then those for where they were."""
+        return [*self._ears.values(), *(ear for _, ear in self._former.values())]
 
     def nodes(self) -> list[bytes]:
         """Whose telemetry is heard."""
@@ -134,9 +137,9 @@ class Telemetry:
 
     def tick(self, now_ms: int) -> None:
         """Give up former addresses: whoever is heard there is known as a clone by now."""
-        for endpoint, (until_ms, ear) in list(self._former.items()):
+        for place, (until_ms, ear) in list(self._former.items()):
             if now_ms >= until_ms:
-                del self._former[endpoint]
+                del self._former[place]
                 self._close(ear)
 
     def next_deadline_ms(self) -> int:
@@ -145,7 +148,9 @@ class Telemetry:
 
     def _close(self, ear: _Ear) -> None:
         if ear.socket is self.subscriber:
-            disconnect(ear.socket, ear.endpoint)
+            # Another peer may be there by now, and both have one connection.
+            if all(one.endpoint != ear.endpoint for one in self._all()):
+                disconnect(ear.socket, ear.endpoint)
         else:
             self.unwatch(ear.socket)
             self._bus.drop(ear.socket)
@@ -157,8 +162,7 @@ class Telemetry:
         if self.subscriber is not None:
             yield from self._read(self.subscriber, b"")
             return
-        former = [ear for _, ear in self._former.values()]
-        for ear in [*self._ears.values(), *former]:
+        for ear in self._all():
             if socket is None or ear.socket is socket:
                 yield from self._read(ear.socket, ear.node)
 

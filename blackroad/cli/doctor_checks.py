@@ -21,6 +21,8 @@ CLOCK_OFF_MS: Final = 2_000
 OPEN: Final = "open"
 USES: Final = ("messages", "telemetry", "objects")
 _V4_NEIGHBOURS: Final = 24
+_NAMED_MAX: Final = 3
+_TWIN: Final = "second machine"
 _UNANSWERED: Final = "connected, but the greeting is not answered"
 
 
@@ -193,7 +195,7 @@ def _multicast(views: Sequence[View]) -> list[Finding]:
     for view in told:
         mdns = _status(view)["mdns"]
         if mdns["on"] and mdns["problem"]:
-            do = (f"on {view.name}: {multicast_rule(_status(view))}", "or name peers (`peers`)")
+            do = (f"on {view.name}: {multicast_rule(_status(view))}",)
             text = f"{view.name}: {mdns['problem']}"
             found.append(Finding("multicast", PROBLEM, text, do))
     sound = [
@@ -210,12 +212,12 @@ def _multicast(views: Sequence[View]) -> list[Finding]:
                     f"multicast does not pass between {view.name} and {other.name}, though both "
                     "are in one network: they found each other in another way"
                 )
-                do = (
+                passes = (
                     "let 224.0.0.251 port 5353 (UDP) pass: on a switch or access point look for "
                     "IGMP snooping or client isolation",
                     f"on both: {multicast_rule(_status(view))}",
                 )
-                found.append(Finding("multicast", NOTE, text, do))
+                found.append(Finding("multicast", NOTE, text, passes))
     return found
 
 
@@ -232,40 +234,78 @@ def _share_network(view: View, other: View) -> bool:
 
 
 def _clones(views: Sequence[View]) -> list[Finding]:
-    found = []
+    """Identities in use twice, with all places that anybody knows."""
+    places: dict[str, dict[str, None]] = {}
     for view in views:
-        twins = [
-            row["endpoint"]
-            for row in (view.status or {"tried": []})["tried"]
-            if "second machine" in row["result"]
-        ]
+        status = view.status or {}
+        for clone in status.get("clones", ()):
+            places.setdefault(clone["node"], {}).update(dict.fromkeys(clone["endpoints"]))
+        twins = [row["endpoint"] for row in status.get("tried", ()) if _TWIN in row["result"]]
         if view.state == "clone" or twins:
-            at = f" (one is at {twins[0].removeprefix('tcp://')})" if twins else ""
-            text = f"two machines use the identity of {view.name} ({view.node[:8]}){at}"
-            do = (
-                "on the copy: stop the daemon, remove identity.json from its state directory, "
-                "start it again; in a closed cluster let it join anew",
-            )
-            found.append(Finding("clone", PROBLEM, text, do))
-    return found
+            places.setdefault(view.node, {}).update(dict.fromkeys(twins))
+    names = {view.node: view.name for view in views}
+    closed = bool(_status(views[0]).get("closed"))
+    return [
+        _clone(names.get(node, node[:8]), node, list(there), closed)
+        for node, there in places.items()
+    ]
+
+
+def _clone(name: str, node: str, endpoints: Sequence[str], closed: bool) -> Finding:
+    at = " and ".join(one.removeprefix("tcp://") for one in endpoints)
+    where = (f", one at {at}" if len(endpoints) == 1 else f": at {at}") if at else ""
+    rest, then = ("identity.json and journal.sqlite", "start it")
+    if closed:
+        rest, then = (
+            "identity.json, journal.sqlite and cluster/",
+            "start it, `blackroad join TOKEN`",
+        )
+    do = (
+        f"on the copy: stop the daemon, remove {rest} from its state directory, {then}",
+        "then restart the daemon on the other one: until then the peers speak to neither",
+    )
+    text = f"two machines use the identity of {name} ({node[:8]}){where}"
+    return Finding("clone", PROBLEM, text, do)
 
 
 def _clocks(views: Sequence[View]) -> list[Finding]:
+    """Clocks that are off; where most nodes agree, the others are the ones that are."""
+    asked = [view for view in views if view.status is not None]
+    groups = [[other for other in asked if _same_time(view, other)] for view in asked]
+    right = max(groups, key=len)
+    most = 2 * len(right) > len(asked)
+    if not most:
+        right = groups[0]
     found = []
-    for view in views[1:]:
-        off_ms = abs(view.ahead_ms) - view.within_ms
-        if view.status is not None and off_ms > CLOCK_OFF_MS:
-            way = "ahead of" if view.ahead_ms > 0 else "behind"
-            text = (
-                f"the clock of {view.name} is {format_ms(abs(view.ahead_ms))} {way} that of "
-                f"{views[0].name}"
-            )
-            do = (
-                "work goes on, for leases do not rest on it; tokens and members that expire do",
-                f"on the one that is wrong: timedatectl set-ntp true (is it {view.name}?)",
-            )
-            found.append(Finding("clock", PROBLEM, text, do))
+    for view in asked:
+        if view in right:
+            continue
+        ahead_ms = view.ahead_ms - right[0].ahead_ms
+        way = "ahead of" if ahead_ms > 0 else "behind"
+        off = format_ms(round(abs(ahead_ms), -2))
+        text = f"the clock of {view.name} is {off} {way} {_those(right)}"
+        set_it = "timedatectl set-ntp true"
+        do = (
+            f"on {view.name}: {set_it}" if most else f"on {view.name}, if it is wrong: {set_it}",
+            "work goes on meanwhile, for leases do not rest on it; tokens and memberships expire "
+            "by it",
+        )
+        found.append(Finding("clock", PROBLEM, text, do))
     return found
+
+
+def _same_time(one: View, other: View) -> bool:
+    off_ms = abs(one.ahead_ms - other.ahead_ms)
+    return off_ms - one.within_ms - other.within_ms <= CLOCK_OFF_MS
+
+
+def _those(right: Sequence[View]) -> str:
+    """Whose clocks are taken for right, in words."""
+    if len(right) == 1:
+        return f"that of {right[0].name}"
+    if len(right) <= _NAMED_MAX:
+        return f"those of {' and '.join(sorted(view.name for view in right))}"
+    return f"those of {len(right)} others"
 
 
 def _registries(views: Sequence[View]) -> list[Finding]:
@@ -281,13 +321,14 @@ def _registries(views: Sequence[View]) -> list[Finding]:
 def _unreached(views: Sequence[View]) -> list[Finding]:
     """Nodes that nobody could ask: what they see of the others is not known."""
     names = [view.name for view in views if view.status is None and view.state not in _GONE]
-    if not names:
+    if not names or views[0].state == "clone":
         return []
     text = f"not asked, for no way led there: {', '.join(names)}"
     return [Finding("unreached", NOTE, text, ("run `blackroad doctor net` there as well",))]
 
 
-_GONE: Final = frozenset({"dead", "left"})
+# Nobody speaks to a clone, and that is told already.
+_GONE: Final = frozenset({"dead", "left", "clone"})
 
 
 # --- firewall rules -------------------------------------------------------------------------------

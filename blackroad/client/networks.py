@@ -51,10 +51,13 @@ def look(client: Client) -> list[View]:
     probed = client._ask("net.probe", {})["probed"]
     views = {me: View(me, str(status["name"]), status, probed, state=_state(rows, me))}
     waiting = [*rows, *(str(peer["node"]) for peer in status["peers"])]
+    # Whom two machines claim to be gets no answer, and would wait for each in vain.
+    shut_out = views[me].state == "clone"
     for node in waiting:
         if node in views or len(views) >= NODES_MAX:
             continue
-        view = _of_another(client, node, views, offset_ms)
+        unasked = View(node, "", None, None)
+        view = unasked if shut_out else _of_another(client, node, views, offset_ms)
         views[node] = view._replace(
             name=view.name or _name(rows, views, node), state=_state(rows, node)
         )

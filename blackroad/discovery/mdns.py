@@ -34,6 +34,8 @@ class _Report(Struct):
     gone: _Short = ""
     ready: Annotated[list[_Short], Meta(max_length=64)] = []
     problem: Annotated[str, Meta(max_length=600)] = ""
+    # What was wrong before is so no longer.
+    sound: bool = False
     final: bool = False
 
 
@@ -148,6 +150,8 @@ class Mdns:
         if report.gone:
             self._gone.append(printable(report.gone, 64))
             del self._gone[:-256]
+        if report.sound:
+            self._problem = ""
         if report.problem:
             self._problem = printable(report.problem, 400)
         if report.final:

@@ -36,6 +36,8 @@ ZEROCONF_MIN: Final = (0, 149, 17)
 MEMORY_BYTES_MAX: Final = 256 * 1024 * 1024
 RESCAN_S: Final = 5.0
 OWN_VOICE_S: Final = 5.0
+# What blocked it may be gone later: then it is said again until it comes back.
+VOICE_AGAIN_S: Final = 10.0
 RESOLVE_MS: Final = 3000
 RESOLVING_MAX: Final = 32
 LINE_BYTES_MAX: Final = 16 * 1024
@@ -110,6 +112,7 @@ class _Service:
         self._zeroconf: AsyncZeroconf | None = None
         self._own_name = ""
         self._heard_self = False
+        self._voiceless = False
         self._waiting_said = False
         self._said: dict[str, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,7 +183,8 @@ class _Service:
             # Kept only now, so that what could not be done is tried again at the next scan.
             self._choice = chosen
             await self._say_again()
-        _say(self._out, {"ready": list(chosen.multicast)})
+        self._waiting_said = False
+        _say(self._out, {"ready": list(chosen.multicast), "sound": not self._voiceless})
 
     async def _open(self, chosen: Choice) -> None:
         from zeroconf import DNSQuestionType
@@ -201,7 +205,7 @@ class _Service:
         # Names are keys' digests, so nobody has to be asked whether one is free.
         announced = await opened.async_register_service(info, cooperating_responders=True)
         self._keep(asyncio.ensure_future(_quietly(announced)))
-        self._keep(asyncio.create_task(self._check_own_voice()))
+        self._keep(asyncio.create_task(self._mind_own_voice()))
 
     def _info(self) -> ServiceInfo | None:
         from zeroconf import ServiceInfo
@@ -224,6 +228,9 @@ class _Service:
         """Note that a name was added, updated or removed; called by the browser."""
         if name == self._own_name:
             self._heard_self = True
+            if self._voiceless:
+                self._voiceless = False
+                _say(self._out, {"sound": True})
             return
         if state_change.name == "Removed":
             if self._said.pop(name, None) is not None:
@@ -264,10 +271,17 @@ class _Service:
         self._left -= 1
         return True
 
+    async def _mind_own_voice(self) -> None:
+        await self._check_own_voice()
+        while self._voiceless:
+            await asyncio.sleep(VOICE_AGAIN_S)
+            await self._say_again()
+
     async def _check_own_voice(self) -> None:
         """Multicast comes back to its sender; where it does not, something blocks it."""
         await asyncio.sleep(OWN_VOICE_S)
         if not self._heard_self:
+            self._voiceless = True
             places = ", ".join(self._choice.multicast)
             _say(
                 self._out,

@@ -6,6 +6,8 @@ import argparse
 import sys
 import traceback
 
+from tests.abuse import bombs as bombs
+from tests.abuse import revoking as revoking
 from tests.abuse.rows import ROWS
 
 

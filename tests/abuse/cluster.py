@@ -25,14 +25,24 @@ class Cluster:
     def __init__(self, **settings: str) -> None:
         self.mesh = Mesh(BLACKROAD_LISTEN="127.0.0.1", BLACKROAD_JOIN_PORT="0", **settings)
         self.gate = self.mesh.add("gate", BLACKROAD_PEERS="")
-        self.gate.wait()
+        before = self.gate.wait()["started_ms"]
         answered(self.gate, "init")
+        # Files answer as well: a token has to name the door of the life that has the keys.
+        until(lambda: self.gate.facts()["started_ms"] != before, "the gate's next life")
         until(lambda: self.has_keys(self.gate), "the gate's keys in use")
-        self.token = str(answered(self.gate, "token", "create")["token"])
-        self.shed = self.mesh.add("shed", BLACKROAD_PEERS="")
-        self.shed.wait()
-        answered(self.shed, "join", self.token)
-        until(lambda: self.names(self.gate) == ["gate", "shed"], "both nodes in sight")
+        self.token = str(answered(self.gate, "token", "create", "--uses", "8")["token"])
+        self._names = ["gate"]
+        self.shed = self.join("shed")
+
+    def join(self, name: str) -> Daemon:
+        """Let one more machine join, and wait until it is in sight of all."""
+        one = self.mesh.add(name, BLACKROAD_PEERS="")
+        one.wait()
+        answered(one, "join", self.token)
+        self._names = sorted([*self._names, name])
+        for daemon in self.mesh.daemons:
+            until(lambda there=daemon: self.names(there) == self._names, f"{name} in sight")
+        return one
 
     @staticmethod
     def has_keys(daemon: Daemon) -> bool:

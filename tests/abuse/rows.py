@@ -21,6 +21,7 @@ SILENT: Final = 10_000
 STAND_S: Final = 30.0
 HONEST_S_MAX: Final = 1.0
 FEW_FILES: Final = 128
+TRIES: Final = 20
 
 
 def row(number: str, title: str) -> Callable[[Row], Row]:
@@ -93,6 +94,7 @@ def descriptors_used_up() -> str:
                 silent.wait(2.0, 0.5)
                 watch.look()
             busy = watch.cpu_percent()
+            meanwhile = [_honest_handshake(cluster, attacker) for _ in range(TRIES)]
         began = time.monotonic()
         _honest_handshake(cluster, attacker)
         back = time.monotonic() - began
@@ -100,8 +102,9 @@ def descriptors_used_up() -> str:
         alarms = len(cluster.gate.events("daemon.descriptors"))
         assert alarms, "nobody was told that the descriptors ran out"
         return (
-            f"limit {limit}; {busy:.0f} % of a core meanwhile; a member is served "
-            f"{back:.1f} s after it ended; told {alarms} times"
+            f"limit {limit}; {busy:.0f} % of a core meanwhile; a member got in after "
+            f"{max(meanwhile):.1f} s at worst of {TRIES}, {sorted(meanwhile)[TRIES // 2]:.1f} s as "
+            f"a rule, and {back:.1f} s after it ended; told {alarms} times"
         )
     finally:
         attacker.close()

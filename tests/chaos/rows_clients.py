@@ -174,8 +174,8 @@ def _one_routing_id() -> Iterator[None]:
     true_bus = connections.Bus
 
     class Bus(true_bus):  # type: ignore[misc, valid-type]
-        def client(self):  # type: ignore[no-untyped-def]
-            socket = super().client()
+        def client(self, *key):  # type: ignore[no-untyped-def]
+            socket = super().client(*key)
             socket.routing_id = b"the same for all"
             return socket
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import zmq
+import zmq.utils.monitor
 
 from blackroad.bus import keys, members
 from blackroad.bus.guard import Guard

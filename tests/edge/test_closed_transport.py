@@ -11,6 +11,7 @@ from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.bus.keys import NodeKeys
 from blackroad.bus.members import Role
+from blackroad.bus.telemetry import FORMER_MS
 from blackroad.bus.transport import closed_cluster_digest
 from blackroad.ids import incarnation
 from tests.edge.closed_nets import ClosedNet, ClosedSpeaker, Stranger
@@ -65,6 +66,27 @@ def test_members_meet_and_hear_each_other(net: ClosedNet) -> None:
     net.until(heard)
     assert two.heard == [(one.node, m.Goodbye(1))]
     assert {beat.node for beat in three.beats} == {one.node}
+
+
+def test_who_takes_over_the_former_address_of_another_is_heard(net: ClosedNet) -> None:
+    """A machine with a new key where a copy of another one was: the ear there had that key."""
+    one, two, three = (net.node() for _ in range(3))
+    ears, now_ms = one.transport.telemetry, net.now_ms()
+    there = f"tcp://127.0.0.1:{three.transport.telemetry_port}"
+    elsewhere = f"tcp://127.0.0.1:{two.transport.telemetry_port}"
+    ears.hear(two.node, two.own.curve_public, there, now_ms)
+    ears.hear(two.node, two.own.curve_public, elsewhere, now_ms)
+    ears.hear(three.node, three.own.curve_public, there, now_ms)
+
+    def heard() -> bool:
+        for speaker in (two, three):
+            speaker.transport.publish(beat_of(speaker))
+        return {beat.node for beat in one.beats} == {two.node, three.node}
+
+    net.until(heard)
+    sockets = len(ears.sockets())
+    ears.tick(now_ms + FORMER_MS)
+    assert len(ears.sockets()) == sockets - 1, "the former ear is given up, and nothing else"
 
 
 def test_whose_address_it_is_is_found_among_many_members(net: ClosedNet) -> None:

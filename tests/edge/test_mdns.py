@@ -309,6 +309,35 @@ def test_silence_after_the_first_announcement_is_a_problem(
         assert out.getvalue().count("port 5353 on 10.0.0.1 does not come back") == lines
 
 
+def test_a_voice_that_comes_back_ends_the_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The firewall was opened: what is said again is heard."""
+    monkeypatch.setattr(mdns_child, "OWN_VOICE_S", 0)
+    monkeypatch.setattr(mdns_child, "VOICE_AGAIN_S", 0)
+    out = io.StringIO()
+    service = mdns_child._Service(out)
+    service._own_name = "me"
+    said = 0
+
+    async def say_again() -> None:
+        nonlocal said
+        said += 1
+        if said == 3:
+            service._changed(None, "", "me", None)
+
+    monkeypatch.setattr(service, "_say_again", say_again)
+    asyncio.run(service._mind_own_voice())
+    problem, sound = map(json.loads, out.getvalue().splitlines())
+    assert (said, sound) == (3, {"sound": True})
+    daemon = Mdns(None, ["none"])
+    try:
+        daemon._take(json.dumps(problem).encode())
+        assert "port 5353" in daemon.take_problem()
+        daemon._take(json.dumps(sound).encode())
+        assert (daemon.problem, daemon.take_problem()) == ("", "")
+    finally:
+        daemon.close()
+
+
 # --- which interfaces ---------------------------------------------------------------------------
 
 LO = Interface("lo", nets.LOOPBACK, False, ("127.0.0.1",), ("::1",))

@@ -123,6 +123,22 @@ def test_the_telemetry_of_the_life_before_is_heard_on_for_a_while(net: Net) -> N
     assert one.transport.telemetry._former == {}
 
 
+def test_an_address_that_changed_hands_is_heard_on_when_its_former_owner_is_given_up(
+    net: Net,
+) -> None:
+    """Without keys all are heard on one socket, and each address there is connected once."""
+    one, gone, new = net.speaker(1), net.speaker(2), net.speaker(3)
+    ears, now_ms = one.transport.telemetry, net.now_ms()
+    there = f"tcp://127.0.0.1:{new.transport.telemetry_port}"
+    elsewhere = f"tcp://127.0.0.1:{gone.transport.telemetry_port}"
+    for speaker, endpoint in ((gone, there), (new, there), (gone, elsewhere)):
+        ears.hear(speaker.node, b"", endpoint, now_ms)
+    hears(net, one, new)
+    ears.tick(now_ms + FORMER_MS)
+    ears.deafen(gone.node)
+    hears(net, one, new)
+
+
 @pytest.fixture
 def twins(net: Net) -> tuple[Speaker, Speaker, Speaker]:
     """One that has heard two lives of another, and shuns both."""

@@ -222,3 +222,50 @@ def lab() -> Iterator[Lab]:
         yield made
     finally:
         made.close()
+
+
+# --- clusters with keys ---------------------------------------------------------------------------
+
+
+def token_of(admin: Box, *options: str) -> str:
+    """A fresh token, as `token create` prints it for programs."""
+    words = ("token", "create", "--uses", "16", "--json", *options)
+    return str(admin.run(*words).json()["token"])
+
+
+def present(box: Box) -> list[str]:
+    """The nodes that box sees alive."""
+    said = box.run("nodes", "--json")
+    if said.code:
+        return []
+    rows = json.loads(said.out)["nodes"]
+    return sorted(row["name"] for row in rows if row["state"] == "alive")
+
+
+def started(boxes: list[Box], **settings: str) -> None:
+    """Start the daemons, and wait until each answers its own machine."""
+    for box in boxes:
+        box.start(**settings)
+    for box in boxes:
+        until(box.serves, f"daemon on {box.name}")
+
+
+def closed(room: Lab, count: int, **settings: str) -> list[Box]:
+    """So many machines in one cluster, all in sight of the first."""
+    boxes = room.add(count, **settings)
+    join_all(boxes)
+    return boxes
+
+
+def join_all(boxes: list[Box]) -> None:
+    """Start these machines, and make one cluster of them with the two commands."""
+    started(boxes)
+    first, *others = boxes
+    assert first.run("init").code == 0
+    until(first.serves, "the first node anew")
+    token = token_of(first)
+    for box in others:
+        said = box.run("join", token)
+        assert said.code == 0, said.err
+    names = sorted(box.name for box in boxes)
+    until(lambda: present(first) == names, "whole cluster")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.net.closed import Box, Lab, lab, missing, until
+from tests.net.closed import Lab, closed, lab, missing, present, started, token_of, until
 
 LACKS = missing()
 pytestmark = [
@@ -23,44 +22,6 @@ FIRST_TASK_S_MAX = 5.0
 def machines() -> Iterator[Lab]:
     with lab() as made:
         yield made
-
-
-def token_of(admin: Box, *options: str) -> str:
-    """A fresh token, as `token create` prints it for programs."""
-    words = ("token", "create", "--uses", "16", "--json", *options)
-    return str(admin.run(*words).json()["token"])
-
-
-def present(box: Box) -> list[str]:
-    """The nodes that box sees alive."""
-    said = box.run("nodes", "--json")
-    if said.code:
-        return []
-    rows = json.loads(said.out)["nodes"]
-    return sorted(row["name"] for row in rows if row["state"] == "alive")
-
-
-def started(boxes: list[Box], **settings: str) -> None:
-    for box in boxes:
-        box.start(**settings)
-    for box in boxes:
-        until(box.serves, f"daemon on {box.name}")
-
-
-def closed(machines: Lab, count: int, **settings: str) -> list[Box]:
-    """So many machines in one cluster, all in sight of the first."""
-    boxes = machines.add(count, **settings)
-    started(boxes)
-    first, *others = boxes
-    assert first.run("init").code == 0
-    until(first.serves, "the first node anew")
-    token = token_of(first)
-    for box in others:
-        said = box.run("join", token)
-        assert said.code == 0, said.err
-    names = sorted(box.name for box in boxes)
-    until(lambda: present(first) == names, "whole cluster")
-    return boxes
 
 
 def test_before_keys_exist_only_loopback_listens(machines: Lab) -> None:

@@ -6,6 +6,7 @@ Routing rules stand in for a firewall: they drop what comes in as silently, on a
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,22 @@ def block(box: Box, source: str, port: int = 0, device: str = "eth0") -> None:
     """Drop what `source` sends to a TCP port of that machine, or all of its TCP."""
     what = f"ipproto tcp dport {port}" if port else "ipproto tcp dport 7000-7999"
     ip(box.space, f"rule add pref 10 iif {device} from {source} {what} blackhole")
+
+
+def has_nft() -> bool:
+    """Can a machine of the lab have a firewall of the usual kind?"""
+    return shutil.which("nft") is not None
+
+
+def firewall(box: Box, *rules: str) -> None:
+    """Set up the usual chain for what comes in, with these rules in it."""
+    lines = [
+        "add table inet filter",
+        "add chain inet filter input { type filter hook input priority 0; policy accept; }",
+        *(f"add rule inet filter input {one}" for one in rules),
+    ]
+    for line in lines:
+        box.shell(f"nft '{line}'")
 
 
 def no_multicast(lab: Lab) -> None:

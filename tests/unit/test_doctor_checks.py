@@ -205,6 +205,32 @@ def test_a_clock_that_is_off_is_named(ahead_ms: int, within_ms: int, words: str)
     assert [each.text for each in found] == ([words] if words else [])
 
 
+@pytest.mark.parametrize(
+    ("ahead_ms", "texts"),
+    [
+        ((0, -60_040, 20), ["the clock of b is 1 min behind those of a and c"]),
+        ((0, 60_000, 60_100), ["the clock of a is 1 min behind those of b and c"]),
+        ((0, 5_000, 10_000), [
+            "the clock of b is 5 s ahead of that of a", "the clock of c is 10 s ahead of that of a",
+        ]),
+        ((0, 1_500, -1_500), []),
+    ],
+)  # fmt: skip
+def test_the_clock_that_is_off_is_the_one_that_few_share(
+    ahead_ms: tuple[int, int, int], texts: list[str]
+) -> None:
+    views = [
+        view(name, status(name, *(peer(other) for other in "abc" if other != name)), ahead_ms=off)
+        for name, off in zip("abc", ahead_ms, strict=True)
+    ]
+    found = findings(views)
+    assert [one.text for one in found] == texts
+    firsts = [one.do[0] for one in found]
+    sure = len(texts) == 1
+    assert all(first.endswith("timedatectl set-ntp true") for first in firsts)
+    assert [", if it is wrong: " in first for first in firsts] == [not sure] * len(texts)
+
+
 def test_clones_are_named() -> None:
     one, two = pair()
     assert kinds([one, two._replace(state="clone")]) == ["clone"]
@@ -213,6 +239,28 @@ def test_clones_are_named() -> None:
     [found] = findings(pair(tried=[row]))
     assert found.text.startswith("two machines use the identity of a")
     assert "10.0.0.9" in found.text
+
+
+def test_a_clone_is_named_once_with_all_places_that_anybody_knows() -> None:
+    def clone(*hosts: str) -> list[dict[str, Any]]:
+        return [{"node": "c" * 26, "endpoints": [f"tcp://{one}:7701" for one in hosts]}]
+
+    one, two = pair(clones=clone("10.0.0.3"), closed=True)
+    assert two.status is not None
+    two = two._replace(status={**two.status, "clones": clone("10.0.0.3", "10.0.0.9")})
+    [found] = findings([one, two, view("c", None, state="clone")])
+    assert found.text == (
+        "two machines use the identity of c (cccccccc): at 10.0.0.3:7701 and 10.0.0.9:7701"
+    )
+    assert "cluster/" in found.do[0]
+    assert "blackroad join" in found.do[0]
+
+
+def test_who_is_a_clone_itself_hears_that_and_not_that_nobody_answers() -> None:
+    one, _ = pair(clones=[])
+    [found] = findings([one._replace(state="clone"), view("b", None)])
+    assert found.text == "two machines use the identity of a (aaaaaaaa)"
+    assert "cluster/" not in found.do[0]
 
 
 def test_a_registry_that_is_down_is_a_problem() -> None:

@@ -49,6 +49,7 @@ def test_both_lives_are_refused_and_told_where_they_listen() -> None:
     assert one.is_shunned(PEER, NEWEST)
     assert one.is_shunned(PEER, TWIN)
     assert one.where(PEER) == [(THERE, TWIN), (HERE, NEWEST)]
+    assert one.shunned() == {PEER: [THERE, HERE]}
     assert not one.is_shunned(node_id(9), NEWEST)
 
 
