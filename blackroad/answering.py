@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from blackroad.bus import messages as m
+from blackroad.bus.fields import OptionalNode
 from blackroad.errors import UsageError
 from blackroad.ids import U63, Digest, short
 from blackroad.queries import pages
@@ -37,7 +38,7 @@ class ObjectArgs(msgspec.Struct, frozen=True):
 
     digest: Digest
     size: Annotated[int, msgspec.Meta(ge=0, le=2**50)]
-    node: m.OptionalNode = b""
+    node: OptionalNode = b""
 
 
 KEPT_MAX = 256

@@ -53,6 +53,7 @@ from blackroad.runtime import pool as tasks
 from blackroad.runtime.cgroups import delegated
 from blackroad.runtime.exchange import Exchange
 from blackroad.runtime.objects import ObjectStore
+from blackroad.runtime.streams import Streams
 from blackroad.starting import boot_ms, wall_ms
 from blackroad.store import rows as rowing
 from blackroad.store.identity import Life, StateDirectory
@@ -133,6 +134,7 @@ class Daemon:
         state = self._state = StateDirectory(self.paths.state)
         state.open()
         self._closers.append(state.close)
+        self._launch_pool()
         self._gate = Gate(config, self.paths.state)
         self._journal = Journal(self.paths.state)
         self._closers.append(self._journal.close)
@@ -145,11 +147,15 @@ class Daemon:
         self._bus = self._gate.open_bus()
         self._closers.append(self._bus.close)
         self._transport = self._gate.open_transport(self._bus, life, caps.name)
+        # Whoever finds this daemon may end it: from here on it goes in order.
+        self._take_signals()
         self._clients = self._bus.local_inbox()
         bind_ipc(self._clients, str(self.paths.client_socket))
         self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
         self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
-        self._start_pool(rowing.objects_of(chain.from_iterable(rows)))
+        self._open_store(rowing.objects_of(chain.from_iterable(rows)))
+        # Nothing of an earlier life runs any more after this.
+        starting.await_clean(self._pool, self.log)
         # After the task runtime, which programs inherit the usual limit from.
         starting.raise_descriptor_limit()
         life, early = self._recall(life)
@@ -194,19 +200,30 @@ class Daemon:
             restored=len(rows[0]),
         )
 
-    def _start_pool(self, keep: set[bytes]) -> None:
-        """Objects and the fork server; what an earlier life left running is gone after this."""
-        objects_dir = self.paths.state / "objects"
-        self._store = ObjectStore(objects_dir, self.config.object_limit_bytes, keep)
-        self._store.on_dropped = self._on_evicted
-        self._closers.append(self._store.close)
+    def _take_signals(self) -> None:
+        """Have a signal end the loop; one that comes before its first turn is kept for it."""
+        signals = service.Signals(self.stop)
+        self._closers.append(signals.close)
+        signals.install()
+        self._watch(signals.fd, signals.read)
+
+    def _launch_pool(self) -> None:
+        """Begin with the fork server: it comes up while this process reads its journal."""
         self._environment = starting.task_environment(self.config, self.paths.cache)
         self._pool = tasks.Pool(
-            objects_dir=str(objects_dir), environment=self._environment, cgroup=delegated()
+            objects_dir=str(self.paths.state / "objects"),
+            environment=self._environment,
+            cgroup=delegated(),
         )
         self._pool.start()
         self._closers.append(self._pool.close)
-        starting.await_clean(self._pool, self.log)
+
+    def _open_store(self, keep: set[bytes]) -> None:
+        objects_dir = self.paths.state / "objects"
+        limit_bytes = self.config.object_limit_bytes
+        self._store = ObjectStore.shared(objects_dir, self.paths.runtime, limit_bytes, keep)
+        self._store.on_dropped = self._on_evicted
+        self._closers.append(self._store.close)
 
     def _start_runtime(self) -> None:
         self._exchange = Exchange(
@@ -220,6 +237,7 @@ class Daemon:
             self._on_fetch_failed,
             self._transport.key_of,
             self._gate.guard.node_with if self._gate.guard is not None else None,
+            Streams.beside(self.config, self._store.peek, self._gate.closed),
         )
         self._topics = TopicWires(
             self._bus,
@@ -311,10 +329,6 @@ class Daemon:
 
     def run(self) -> int:
         """Serve until told to stop."""
-        signals = service.Signals(self.stop)
-        self._closers.append(signals.close)
-        signals.install()
-        self._watch(signals.fd, signals.read)
         # Long-lived tables need no collector to walk them again and again.
         gc.collect()
         gc.freeze()
@@ -427,7 +441,7 @@ class Daemon:
     def _perform(self, effect: fx.Effect, now_ms: int) -> None:
         match effect:
             case fx.Tell():
-                self._transport.tell(effect.client, effect.message)
+                self._transport.tell(effect.client, effect.message, effect.lazy)
             case fx.Start():
                 self._running.launch(effect)
             case fx.Send():
@@ -436,6 +450,8 @@ class Daemon:
                 self._transport.publish(effect.beat)
             case fx.Persist():
                 self._persist(effect)
+            case fx.Divide():
+                self._running.divide(effect.key)
             case fx.Kill():
                 self._running.kill(effect.key, effect.why)
             case fx.Extend():
@@ -496,6 +512,7 @@ class Daemon:
         self._gate.watch_all(self._watch, self._unwatch)
         self._watch(self._transport.bulk, self._exchange.on_server_readable)
         self._watch(self._journal.wake_fd, self._on_flushed)
+        self._watch(self._running.sealer.fileno(), self._running.sealer.read)
 
     def _hear_telemetry(self) -> None:
         telemetry = self._transport.telemetry

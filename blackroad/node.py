@@ -75,18 +75,27 @@ class FromClient(Event, frozen=True, gc=False):
 
 
 class Finished(Event, frozen=True, gc=False):
-    """An attempt's processes are gone and left this."""
+    """An attempt has ended and left this; of a bundle, the tasks `before` this one are done."""
 
     key: Key
     status: m.Status
     result: m.Payload
     facts: m.Facts
+    before: tuple[m.Early, ...] = ()
+
+
+class Split(Event, frozen=True, gc=False):
+    """A running bundle was divided: these are done, the next one runs, the rest never will."""
+
+    key: Key
+    before: tuple[m.Early, ...]
 
 
 class Killed(Event, frozen=True, gc=False):
-    """A killed attempt is proven gone."""
+    """A killed attempt is proven gone; of a bundle, the tasks `before` the last one are done."""
 
     key: Key
+    before: tuple[m.Early, ...] = ()
 
 
 class Fetched(Event, frozen=True, gc=False):
@@ -168,6 +177,7 @@ AnyEvent = (
     | FromClient
     | Finished
     | Killed
+    | Split
     | Fetched
     | FetchFailed
     | Evicted
@@ -255,7 +265,9 @@ class Node:
                 for message in event.messages:
                     self._from_node(event.node, message, now_ms, event.inc)
             case Finished():
-                self.worker.on_finished(event.key, event.status, event.result, event.facts, now_ms)
+                self.worker.on_finished(
+                    event.key, event.status, event.result, event.facts, now_ms, event.before
+                )
             case Heard():
                 self._heard(event.beat, now_ms)
             case Met():
@@ -265,7 +277,9 @@ class Node:
             case Flushed():
                 self.out.on_flushed(event.mark, now_ms)
             case Killed():
-                self.worker.on_gone(event.key, now_ms)
+                self.worker.on_gone(event.key, now_ms, event.before)
+            case Split():
+                self.worker.on_split(event.key, event.before, now_ms)
             case Fetched():
                 self.worker.on_fetched(event.digest, now_ms)
                 self.owner.on_fetched(event.digest, now_ms)
@@ -352,6 +366,8 @@ class Node:
                 worker.on_grant(node, message, now_ms)
             case m.Outcome():
                 owner.on_outcome(node, message, now_ms)
+            case m.Divided():
+                owner.on_divided(node, message, now_ms)
             case m.OutcomeAck():
                 worker.on_outcome_ack(node, message, now_ms)
             case m.Renew():

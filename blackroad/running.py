@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from blackroad.bus import messages as m
+from blackroad.bus.parcels import is_name
 from blackroad.errors import BlackroadError, invariant
 from blackroad.ids import text32
 from blackroad.limits import DISK_PROBLEM
-from blackroad.node import AnyEvent, Finished, Killed
+from blackroad.node import AnyEvent, Finished, Killed, Split
 from blackroad.runtime import pool as tasks
 from blackroad.runtime.output import OutputStore, Page
+from blackroad.runtime.sealing import Sealer
 
 if TYPE_CHECKING:
     from blackroad.node import Node
@@ -44,6 +47,7 @@ class Running:
         self._store = store
         self._emit = emit
         self._log = log
+        self.sealer = Sealer(store)
         self._output = OutputStore()
         self._labels: OrderedDict[fx.Key, str] = OrderedDict()
         self._code_paths: dict[bytes, str] = {}
@@ -73,7 +77,7 @@ class Running:
             devices = ",".join(map(str, start.devices))
             environment = {**environment, "BLACKROAD_DEVICES": devices}
         run = tasks.Run(
-            task_id=text32(start.task),
+            task=start.task,
             token=(start.key[1].inc, start.key[1].serial),
             attempt=start.attempt,
             node=self._node.name,
@@ -83,12 +87,18 @@ class Running:
             code_path=code_path,
             environment=environment,
             deadline_ms=start.deadline_ms,
+            more=start.more,
         )
         try:
             self._pool.launch(start.key, run)
         except BlackroadError as error:
             self._log.error("task.unstarted", error=error.message, hint=error.hint)
             self._lost(start.key, error.message)
+
+    def divide(self, key: fx.Key) -> None:
+        """Take back from a bundle what has not begun."""
+        for event in self._pool.divide(key):
+            self.on_event(event)
 
     def kill(self, key: fx.Key, why: str) -> None:
         """End an attempt with everything it started."""
@@ -112,15 +122,18 @@ class Running:
                 if not event.started:
                     status = m.Status.NO_INPUT
                 facts = m.Facts(exit_status=event.exit_status, text=event.text[:512])
-                self._ended(event.key, status, b"", facts)
+                self._ended(event.key, status, b"", facts, event.before)
+            case tasks.Apart():
+                self._emit(Split(_key(event.key), event.before))
             case tasks.Gone():
                 if event.why == "deadline":
                     # The fork server held the lease while this loop did not.
-                    self._ended(event.key, m.Status.LAPSED, b"", m.Facts(text="lease ended"))
+                    lapsed = m.Facts(text="lease ended")
+                    self._ended(event.key, m.Status.LAPSED, b"", lapsed, event.before)
                 else:
                     key = _key(event.key)
                     self._output.ended(key)
-                    self._emit(Killed(key))
+                    self._emit(Killed(key, event.before))
             case tasks.Problem():
                 error = event.error
                 self._log.error("pool.problem", error=error.message, hint=error.hint)
@@ -134,12 +147,29 @@ class Running:
             try:
                 self._store.adopt(event.path, event.digest, event.size)
             except BlackroadError as error:
-                self._no_room(event.key, f"its result cannot be kept: {error.message}")
+                self._no_room(event, f"its result cannot be kept: {error.message}")
                 return
             result = m.Ref(event.digest, event.size)
+            if is_name(event.digest) and self._lasts(event.key):
+                self.sealer.seal(event.digest, event.size, partial(self._on_sealed, event))
+                return
+        self._over(event, result)
+
+    def _lasts(self, key: object) -> bool:
+        """Whether the outcome of this attempt was promised to survive this process."""
+        work = self._node.worker.works.get(_key(key))
+        return work is not None and bool(work.grant.flags & m.GrantFlag.DURABLE)
+
+    def _on_sealed(self, event: tasks.Finished, digest: bytes, text: str) -> None:
+        if digest:
+            self._over(event, m.Ref(digest, event.size))
+        else:
+            self._no_room(event, f"its result cannot be kept: {text}")
+
+    def _over(self, event: tasks.Finished, result: m.Payload) -> None:
         facts = event.facts
         if "disk_problem" in facts:
-            self._no_room(event.key, f"no room for its result: {facts['disk_problem']}")
+            self._no_room(event, f"no room for its result: {facts['disk_problem']}")
             return
         status = m.Status.DONE if event.status == "done" else m.Status.FAILED
         exit_status = facts.get("exit_status")
@@ -150,21 +180,28 @@ class Running:
             "",
             str(facts.get("type_name", ""))[:128],
         )
-        self._ended(event.key, status, result, told)
+        self._ended(event.key, status, result, told, event.before)
 
-    def _ended(self, key: object, status: m.Status, result: m.Payload, facts: m.Facts) -> None:
+    def _ended(
+        self,
+        key: object,
+        status: m.Status,
+        result: m.Payload,
+        facts: m.Facts,
+        before: tuple[m.Early, ...],
+    ) -> None:
         known = _key(key)
         self._output.ended(known)
-        self._emit(Finished(known, status, result, facts))
+        self._emit(Finished(known, status, result, facts, before))
 
     def _lost(self, key: fx.Key, text: str) -> None:
         """It never ran, and not by its own fault: it will be started again."""
         self._emit(Finished(key, m.Status.NO_INPUT, b"", m.Facts(text=text[:512])))
 
-    def _no_room(self, key: object, text: str) -> None:
+    def _no_room(self, event: tasks.Finished, text: str) -> None:
         """It ran, but this machine could not keep what it made: another one may."""
         facts = m.Facts(text=text[:512], type_name=DISK_PROBLEM)
-        self._ended(key, m.Status.LAPSED, b"", facts)
+        self._ended(event.key, m.Status.LAPSED, b"", facts, event.before)
 
     # --- output -----------------------------------------------------------------------------------
 
@@ -172,7 +209,7 @@ class Running:
         key = _key(event.key)
         work = self._node.worker.works.get(key)
         if key not in self._labels and work is not None:
-            self._labels[key] = text32(work.grant.task)
+            self._labels[key] = text32(work.task_at(event.place))
             if len(self._labels) > LABELS_MAX:
                 self._labels.popitem(last=False)
         self._output.append(key, event.stream, event.data)

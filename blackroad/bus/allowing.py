@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from blackroad.bus import messages as m
-from blackroad.bus.members import Role
+from blackroad.bus.members import Member, Role
 
 # Questions that show and change nothing; what is not in this list is not among them.
 READING: Final = frozenset(
@@ -21,6 +21,11 @@ CLUSTER_PREFIX: Final = "cluster."
 OF_NODES: Final = frozenset({"drain", "resume"})
 # A session that holds nothing, and what topics tell anyway.
 _FREE: Final = (m.Open, m.Alive, m.Subscribe, m.Unsubscribe, m.Taken)
+
+
+def speaks_for(member: Member, node: bytes) -> bool:
+    """May the owner of this record say what that node says?"""
+    return member.node == node and member.role >= Role.NODE
 
 
 def needed(message: m.Message) -> Role:

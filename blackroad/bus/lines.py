@@ -43,6 +43,8 @@ class Lines:
         self._count = count
         self._lines: dict[bytes, _Line] = {}
         self._ready: dict[bytes, None] = {}
+        # For these, there are only messages that nobody waits for.
+        self._lazy: dict[bytes, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._ready)
@@ -64,8 +66,8 @@ class Lines:
                 self._count("breach.client")
                 self.tell(prefix + frames[0], Reject("protocol", error.message[:256]))
 
-    def tell(self, client: bytes, message: Message) -> None:
-        """Put a message in line for a client."""
+    def tell(self, client: bytes, message: Message, lazy: bool = False) -> None:
+        """Put a message in line for a client; a `lazy` one goes with the next that is not."""
         line = self._lines.get(client)
         if line is None:
             if len(self._lines) >= CLIENTS_MAX:
@@ -76,9 +78,18 @@ class Lines:
             self._count("client.full")
             return
         line.waiting.append(encoded)
-        self.lined_up += 1
         line.bytes += len(encoded)
-        self._ready[client] = None
+        if lazy:
+            self._lazy[client] = None
+        else:
+            self.lined_up += 1
+            self._ready[client] = None
+
+    def waken(self) -> None:
+        """What waited for company has waited long enough."""
+        if self._lazy:
+            self._ready.update(self._lazy)
+            self._lazy.clear()
 
     def forget(self, client: bytes) -> None:
         """That client is to be told nothing more."""

@@ -23,6 +23,28 @@ from blackroad.bus.admission import Joined as Joined
 from blackroad.bus.admission import Members as Members
 from blackroad.bus.admission import Pending as Pending
 from blackroad.bus.admission import Rotate as Rotate
+from blackroad.bus.bulk_kinds import Chunk as Chunk
+from blackroad.bus.bulk_kinds import Dial as Dial
+from blackroad.bus.bulk_kinds import Gone as Gone
+from blackroad.bus.bulk_kinds import Line as Line
+from blackroad.bus.bulk_kinds import Want as Want
+from blackroad.bus.demand_kinds import Allocation as Allocation
+from blackroad.bus.demand_kinds import ClassDemand as ClassDemand
+from blackroad.bus.demand_kinds import Demand as Demand
+from blackroad.bus.demand_kinds import InUse as InUse
+from blackroad.bus.demand_kinds import Row as Row
+from blackroad.bus.fields import (
+    Endpoint,
+    HeardId,
+    Inline,
+    LeaseMs,
+    Name,
+    NeedsWire,
+    OptionalDigest,
+    OptionalNode,
+    Text,
+    User,
+)
 from blackroad.bus.parts import Message as Message
 from blackroad.bus.parts import Part
 from blackroad.bus.topic_kinds import AskTopics as AskTopics
@@ -35,8 +57,6 @@ from blackroad.bus.topic_kinds import Unsubscribe as Unsubscribe
 from blackroad.bus.topic_kinds import Updates as Updates
 from blackroad.bus.topic_kinds import Value as Value
 from blackroad.ids import (
-    DIGEST_BYTES,
-    HEARD_BYTES,
     NODE_BYTES,
     U16,
     U32,
@@ -49,24 +69,12 @@ from blackroad.ids import (
     Token,
 )
 from blackroad.limits import (
-    CHUNK_BYTES,
+    BUNDLE_TASKS_MAX,
     GANG_NODES_MAX,
-    INLINE_BYTES_MAX,
     LEASE_MS_MAX,
     LEASE_MS_MIN,
     PROTOCOL_VERSION_MAX,
 )
-
-OptionalNode = Annotated[bytes, Meta(max_length=16)]
-OptionalDigest = Annotated[bytes, Meta(max_length=DIGEST_BYTES)]
-Inline = Annotated[bytes, Meta(max_length=INLINE_BYTES_MAX)]
-Name = Annotated[str, Meta(max_length=128)]
-User = Annotated[str, Meta(max_length=64)]
-Text = Annotated[str, Meta(max_length=512)]
-Endpoint = Annotated[str, Meta(max_length=128)]
-NeedsWire = Annotated[bytes, Meta(max_length=1024)]
-LeaseMs = Annotated[int, Meta(ge=LEASE_MS_MIN, le=LEASE_MS_MAX)]
-HeardId = Annotated[bytes, Meta(min_length=HEARD_BYTES, max_length=HEARD_BYTES)]
 
 
 class Ref(Part, frozen=True, array_like=True, gc=False):
@@ -274,59 +282,14 @@ class AskCapabilities(Message, frozen=True, array_like=True, gc=False, tag=0x07)
     digest: Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 
-# --- matchmaking --------------------------------------------------------------------------------
-
-
-class InUse(Part, frozen=True, array_like=True, gc=False):
-    """How many slots of one node a class occupies."""
-
-    node: NodeId
-    slots: U32
-
-
-class ClassDemand(Part, frozen=True, array_like=True, gc=False):
-    """One class in a Demand."""
-
-    cls: U32
-    needs: NeedsWire
-    priority: Annotated[int, Meta(ge=-128, le=127)]
-    user: User
-    gang: Annotated[int, Meta(ge=1, le=GANG_NODES_MAX)]
-    exclusive: bool
-    queued: U32
-    oldest_wait_ms: U63
-    mean_ms: U63
-    in_use: Annotated[tuple[InUse, ...], Meta(max_length=256)]
-
-
-class Demand(Message, frozen=True, array_like=True, gc=False, tag=0x10):
-    """Owner -> coordinator: all that this owner wants; a newer one replaces it."""
-
-    inc: U63
-    seq: U32
-    classes: Annotated[tuple[ClassDemand, ...], Meta(max_length=256)]
-    avoid: Annotated[tuple[NodeId, ...], Meta(max_length=64)] = ()
-
-
-class Row(Part, frozen=True, array_like=True, gc=False):
-    """So many slots of this node are for this class."""
-
-    cls: U32
-    node: NodeId
-    slots: Annotated[int, Meta(ge=0, le=65535)]
-
-
-class Allocation(Message, frozen=True, array_like=True, gc=False, tag=0x11):
-    """Coordinator -> owner: the whole table; it answers the Demand (inc, demand_seq)."""
-
-    epoch: Epoch
-    seq: U32
-    inc: U63
-    demand_seq: U32
-    rows: Annotated[tuple[Row, ...], Meta(max_length=2800)]
-
-
 # --- attempts -----------------------------------------------------------------------------------
+
+
+class Small(Part, frozen=True, array_like=True, gc=False):
+    """One task more of a bundle."""
+
+    task: TaskId
+    work: Inline
 
 
 class Grant(Message, frozen=True, array_like=True, gc=False, tag=0x20):
@@ -334,7 +297,8 @@ class Grant(Message, frozen=True, array_like=True, gc=False, tag=0x20):
 
     Units   `echo_ms` is the worker's own stamp that the owner heard last; the attempt may run
             until echo_ms + lease_ms - K on the worker's clock.  `share` is how many attempts of
-            this class the owner may have running there at once, 0 for no limit.
+            this class the owner may have running there at once, 0 for no limit.  With `more` it
+            is a bundle: these tasks run after the first one, one after the other.
     """
 
     token: Token
@@ -349,6 +313,7 @@ class Grant(Message, frozen=True, array_like=True, gc=False, tag=0x20):
     work: Payload
     attempt: U32 = 1
     share: U16 = 0
+    more: Annotated[tuple[Small, ...], Meta(max_length=BUNDLE_TASKS_MAX - 1)] = ()
 
 
 class Refused(Message, frozen=True, array_like=True, gc=False, tag=0x21):
@@ -390,8 +355,30 @@ class Renewed(Message, frozen=True, array_like=True, gc=False, tag=0x24):
     refused: Annotated[tuple[Token, ...], Meta(max_length=3500)]
 
 
+class Early(Part, frozen=True, array_like=True, gc=False):
+    """What a task of a bundle that is *done* came to; `run_us` is its own time, microseconds."""
+
+    result: Inline
+    run_us: U63 = 0
+
+
+Before = Annotated[tuple[Early, ...], Meta(max_length=BUNDLE_TASKS_MAX - 1)]
+
+
+class Divided(Message, frozen=True, array_like=True, gc=False, tag=0x27):
+    """Worker -> owner: of this bundle, these are done and the next one runs; the rest is yours."""
+
+    token: Token
+    inc: U63
+    before: Before
+
+
 class Outcome(Message, frozen=True, array_like=True, gc=False, tag=0x25):
-    """Worker -> owner: the attempt ended like this; repeated until OutcomeAck."""
+    """Worker -> owner: the attempt ended like this; repeated until OutcomeAck.
+
+    Of a bundle, `task` is the last one that began; those `before` it are done, and those after it
+    never began.
+    """
 
     token: Token
     task: TaskId
@@ -399,6 +386,7 @@ class Outcome(Message, frozen=True, array_like=True, gc=False, tag=0x25):
     status: Status
     result: Payload
     facts: Facts
+    before: Before = ()
 
 
 class OutcomeAck(Message, frozen=True, array_like=True, gc=False, tag=0x26):
@@ -502,6 +490,24 @@ class Ended(Message, frozen=True, array_like=True, gc=False, tag=0x37):
         _whole_or_absent("node", self.node)
 
 
+class Result(Part, frozen=True, array_like=True, gc=False):
+    """What one task of a bundle came to; `run_us` is its own running time in microseconds."""
+
+    task: TaskId
+    result: Payload
+    run_us: U63 = 0
+
+
+class Results(Message, frozen=True, array_like=True, gc=False, tag=0x43):
+    """Owner -> client: these are *done*, each at its first attempt; as good as an Ended each."""
+
+    node: OptionalNode
+    results: Annotated[tuple[Result, ...], Meta(min_length=1, max_length=1024)]
+
+    def __post_init__(self) -> None:
+        _whole_or_absent("node", self.node)
+
+
 class Seen(Message, frozen=True, array_like=True, gc=False, tag=0x38):
     """Client -> owner: these outcomes arrived."""
 
@@ -532,31 +538,6 @@ class Reply(Message, frozen=True, array_like=True, gc=False, tag=0x3A):
 
     def __post_init__(self) -> None:
         _whole_or_absent("node", self.node)
-
-
-# --- bulk ---------------------------------------------------------------------------------------
-
-
-class Want(Message, frozen=True, array_like=True, gc=False, tag=0x40):
-    """Puller -> holder: send these chunks of that object."""
-
-    digest: Digest
-    offset: U63
-    chunks: Annotated[int, Meta(ge=1, le=8)]
-
-
-class Chunk(Message, frozen=True, array_like=True, gc=False, tag=0x41):
-    """Holder -> puller: bytes of an object, at an offset."""
-
-    digest: Digest
-    offset: U63
-    data: Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
-
-
-class Gone(Message, frozen=True, array_like=True, gc=False, tag=0x42):
-    """Holder -> puller: that object is not here."""
-
-    digest: Digest
 
 
 # --- telemetry ----------------------------------------------------------------------------------
@@ -612,6 +593,7 @@ PeerMessage = (
     | Renewed
     | Outcome
     | OutcomeAck
+    | Divided
     | Query
     | Reply
     | AskTopics
@@ -637,6 +619,7 @@ OwnerMessage = (
     | Accepted
     | Rejected
     | Ended
+    | Results
     | Reply
     | Busy
     | Want
@@ -646,7 +629,7 @@ OwnerMessage = (
     | Taken
     | Updates
 )
-BulkMessage = Want | Chunk | Gone
+BulkMessage = Want | Chunk | Gone | Dial | Line
 TelemetryMessage = Heartbeat | Event | Topic
 
 ALL_MESSAGES: tuple[type[Message], ...] = (
@@ -666,6 +649,7 @@ ALL_MESSAGES: tuple[type[Message], ...] = (
     Renewed,
     Outcome,
     OutcomeAck,
+    Divided,
     Open,
     Opened,
     Alive,
@@ -674,12 +658,15 @@ ALL_MESSAGES: tuple[type[Message], ...] = (
     Rejected,
     Cancel,
     Ended,
+    Results,
     Seen,
     Query,
     Reply,
     Want,
     Chunk,
     Gone,
+    Dial,
+    Line,
     Heartbeat,
     Event,
     Topic,

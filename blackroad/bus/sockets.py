@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import zmq
-import zmq.utils.monitor
 import zmq.utils.z85
 
 from blackroad.errors import EnvironmentProblem, LocalProtocolError, PortInUse
@@ -418,10 +418,23 @@ def readable(socket: Socket) -> bool:
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
+def descriptor(socket: Socket) -> int:
+    """What becomes readable when a socket may have something, until the socket is looked at.
+
+    Any call that touches the socket may use that sign up: read until it would block afterwards.
+    """
+    return int(socket.get(zmq.FD))
+
+
+# What a monitor says: an event and its number, as zmq_socket_monitor(3) lays them out.  The reader
+# in `zmq.utils.monitor` would bring asyncio along, which takes as long to load as ZeroMQ itself.
+_MONITORED: Final = struct.Struct("=HI")
+
+
 def connected(monitor: Socket) -> Iterator[bool]:
     """Read a monitor until it would block: True for a new connection, False for a lost one."""
     for frames in drain(monitor):
-        event = zmq.utils.monitor.parse_monitor_message(frames)["event"]
+        event, _ = _MONITORED.unpack(frames[0])
         yield event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
@@ -432,8 +445,7 @@ def failed_handshakes(monitor: Socket) -> Iterator[tuple[str, int]]:
     "ended" of the same connection follows.
     """
     for frames in drain(monitor, DRAIN_MAX * 16):
-        told = zmq.utils.monitor.parse_monitor_message(frames)
-        event, value = int(told["event"]), int(told["value"])
+        event, value = _MONITORED.unpack(frames[0])
         if event == zmq.EVENT_ACCEPTED:
             yield "accepted", value
         elif event == zmq.EVENT_DISCONNECTED:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
+from blackroad.bus.allowing import speaks_for
 from blackroad.bus.asides import Asides, send_alone
 from blackroad.bus.dialling import Dialler
 from blackroad.bus.identity import Identity as Identity
@@ -95,7 +96,7 @@ class Transport:
         self._session_serial = 0
         self._retry_ms = FOREVER_MS
         self._retry_wait_ms = RETRY_MS
-        self._pasts = Pasts()
+        self.pasts = Pasts()
         # A greeting told of a life of its sender, the newest known of mine, and my journal's mark.
         self.on_met: Callable[[bytes, int, int, int], None] = lambda *_met: None
         # A peer takes messages from now on.
@@ -110,11 +111,11 @@ class Transport:
 
     def past(self, node: bytes) -> Past:
         """The newest life of that node which was ever heard of here."""
-        return self._pasts.of(node)
+        return self.pasts.of(node)
 
     def remember(self, node: bytes, inc: int, mark: int = 0) -> None:
         """Hear of a life of that node, by whatever path."""
-        self._pasts.remember(node, inc, mark, self.links)
+        self.pasts.remember(node, inc, mark, self.links)
 
     def begin_again(self, inc: int) -> None:
         """This node begins another life before it served: all sessions are void."""
@@ -129,16 +130,16 @@ class Transport:
         """Two machines use that identity: close the link, and tell both why."""
         link = self.links.pop(node, None)
         if link is None:
-            self._pasts.shun(node, "", 0)
+            self.pasts.shun(node, "", 0)
         else:
             self._sessions.pop(link.in_session, None)
-            self._pasts.shun(node, link.endpoint(), link.inc)
+            self.pasts.shun(node, link.endpoint(), link.inc)
         self._hang_up(node)
         self.dialler.forget(node)
         self._tell_shunned(node, now_ms)
 
     def _tell_shunned(self, node: bytes, now_ms: int) -> None:
-        for endpoint, inc in self._pasts.where(node):
+        for endpoint, inc in self.pasts.where(node):
             self._aside(node, endpoint, m.Reject("clone", CLONE_TEXT, "", inc), now_ms)
 
     # --- hints ------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ class Transport:
         if link is None or link.in_session != header.session:
             self._unknown_session(route, now_ms)
             return
-        if member is not None and not _speaks_for(member, link.node):
+        if member is not None and not speaks_for(member, link.node):
             self._foreign()
             return
         if not link.accepts(header):
@@ -271,7 +272,7 @@ class Transport:
             for message in found:
                 match message:
                     case m.Hello() | m.Welcome() if not (
-                        member is None or _speaks_for(member, message.node)
+                        member is None or speaks_for(member, message.node)
                     ):
                         self._foreign()
                     case m.Hello():
@@ -294,7 +295,7 @@ class Transport:
         self._count("session.unknown")
         node = self._routes.get(route)
         link = self.links.get(node) if node is not None else None
-        if node is None or (link is None and not self._pasts.where(node)):
+        if node is None or (link is None and not self.pasts.where(node)):
             return
         if now_ms - self._rejected_ms.get(node, -FOREVER_MS) >= REJECT_GAP_MS:
             self._rejected_ms[node] = now_ms
@@ -321,7 +322,7 @@ class Transport:
             self._count("hello.self")
             self.dialler.is_me(hello.dialled)
             return
-        refusal = refusal_of(hello, self.me.cluster, self._pasts)
+        refusal = refusal_of(hello, self.me.cluster, self.pasts)
         if refusal is None or refusal.reason == "clone":
             self.on_met(hello.node, hello.inc, hello.your_inc, 0)
         if refusal is not None:
@@ -350,7 +351,7 @@ class Transport:
             self._sessions[link.in_session] = link
         life, self._lives[link.node] = self._lives.get(link.node, link.inc), link.inc
         if life != link.inc and link.node in self._connected:
-            self._pasts.elsewhere(link.node, self._connected[link.node], life)
+            self.pasts.elsewhere(link.node, self._connected[link.node], life)
         if life != link.inc and self._connected.get(link.node, "") not in link.endpoints:
             # Started anew at another address: at the old one nobody is going to answer.
             self._hang_up(link.node)
@@ -396,7 +397,7 @@ class Transport:
             # Another daemon is what I am: the higher counter is the newer one.
             link.inc = max(self.me.inc, hello.inc, key=inc_counter)
         else:
-            self._pasts.elsewhere(link.node, hello.endpoints[0], hello.inc)
+            self.pasts.elsewhere(link.node, hello.endpoints[0], hello.inc)
         mark = self.past(link.node).mark
         answer = link.welcome(hello, self.me.node, self.me.inc, (), mark)
         self._aside(hello.node, hello.endpoints[0], answer, now_ms)
@@ -407,7 +408,7 @@ class Transport:
             # A twin: go on greeting it, so that both notice how long the other one lives.
             self.dialler.twin(welcome.dialled)
             return
-        if self._pasts.is_shunned(welcome.node, welcome.inc):
+        if self.pasts.is_shunned(welcome.node, welcome.inc):
             self.dialler.resolve(welcome.dialled)
             return
         link = self.links.get(welcome.node)
@@ -589,10 +590,10 @@ class Transport:
         link.enqueue(codec.encode(message))
         self._speaking[node] = None
 
-    def tell(self, client: bytes, message: m.Message) -> None:
-        """Put a message in line for a client."""
+    def tell(self, client: bytes, message: m.Message, lazy: bool = False) -> None:
+        """Put a message in line for a client; a `lazy` one waits for company, or for a tick."""
         if self.visitors.may_hear(client):
-            self.clients.tell(client, message)
+            self.clients.tell(client, message, lazy)
         else:
             self._count("tell.cut")
 
@@ -662,6 +663,7 @@ class Transport:
 
     def tick(self, now_ms: int) -> None:
         """Greet where that is due."""
+        self.clients.waken()
         self.dialler.tick(now_ms)
         for link in list(self.links.values()):
             if link.greeting_due(now_ms):
@@ -694,7 +696,3 @@ class Transport:
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + by
-
-
-def _speaks_for(member: Member, node: bytes) -> bool:
-    return member.node == node and member.role >= Role.NODE

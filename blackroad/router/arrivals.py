@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from blackroad.router.objects import Pins, Pulls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from blackroad.bus.messages import Ref, Submit
     from blackroad.router.effects import Outbox
@@ -79,3 +79,19 @@ class Arrivals:
         del self._waiting[arrival.first]
         for digest in arrival.held:
             self._pins.unpin(digest)
+
+
+def missing_objects(submit: Submit, known: Mapping[bytes, object], pins: Pins) -> list[Ref]:
+    """What a Submit needs that is not here; tasks that are `known` need nothing."""
+    refs = [
+        item.work
+        for item in submit.tasks
+        if not isinstance(item.work, bytes) and item.task not in known
+    ]
+    if (
+        submit.code is not None
+        and submit.code.digest not in pins
+        and not all(item.task in known for item in submit.tasks)
+    ):
+        refs.append(submit.code)
+    return [ref for ref in refs if ref.digest not in pins]

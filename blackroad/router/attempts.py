@@ -8,10 +8,11 @@ clients, sessions or retries: `owner.py` judges an attempt when its last proof i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import (
     AttemptState,
+    Divided,
     Grant,
     GrantFlag,
     Outcome,
@@ -42,7 +43,8 @@ from blackroad.limits import (
     RENEW_MS,
     bound_ms,
 )
-from blackroad.router.effects import AttemptRow
+from blackroad.router.bundles import along, divide, ends, wished
+from blackroad.router.judge import attempt_row, why_of
 from blackroad.router.records import (
     Attempt,
     Cause,
@@ -54,10 +56,11 @@ from blackroad.router.records import (
 )
 
 if TYPE_CHECKING:
-    from blackroad.router.effects import Outbox
+    from blackroad.router.effects import AttemptRow, Outbox
+    from blackroad.router.judge import Judge
     from blackroad.router.nodes_view import NodesView
     from blackroad.router.objects import Pins, Pulls
-    from blackroad.router.records import ClassState, Task
+    from blackroad.router.records import Task
 
 _LISTED = {
     AttemptState.WAITING: MemberState.WAITING,
@@ -79,28 +82,6 @@ _HOLD, _GO = int(GrantFlag.HOLD), int(GrantFlag.GO)
 _EXCLUSIVE, _DURABLE = int(GrantFlag.EXCLUSIVE), int(GrantFlag.DURABLE)
 
 Late = tuple[bytes, Outcome]
-
-
-class Judge(Protocol):
-    """Who decides what becomes of a task."""
-
-    def attempt_done(self, task: Task, outcome: Outcome, node: bytes, now_ms: int) -> None:
-        """An attempt is done: set the outcome."""
-
-    def attempt_lost(self, attempt: Attempt, now_ms: int) -> None:
-        """The last proof of an attempt that is not done is here."""
-
-    def welcomes(self, outcome: Outcome) -> Task | None:
-        """The task that an outcome without a live attempt still counts for."""
-
-    def again(self, task: Task, now_ms: int) -> None:
-        """Another attempt may run beside a silent one."""
-
-    def room(self, cls: ClassState) -> None:
-        """Something of this class ended."""
-
-    def refused(self, use: Use, reason: Reason, now_ms: int) -> None:
-        """That worker would not take this class now."""
 
 
 class Attempts:
@@ -135,9 +116,17 @@ class Attempts:
     # --- grant ------------------------------------------------------------------------------------
 
     def grant(
-        self, task: Task, placed: Sequence[tuple[Use, bool]], now_ms: int, share: int = 0
+        self,
+        task: Task,
+        placed: Sequence[tuple[Use, bool]],
+        now_ms: int,
+        share: int = 0,
+        more: tuple[Task, ...] = (),
     ) -> None:
-        """Make an attempt on the given nodes; `placed` says of each whether it waits there."""
+        """Make an attempt on the given nodes; `placed` says of each whether it waits there.
+
+        With `more` it is a bundle, on one node.
+        """
         self._serial += 1
         token = Token(self.inc, self._serial)
         attempt = Attempt(token, task, task.cls.spec.lease_ms or self.lease_ms)
@@ -148,11 +137,17 @@ class Attempts:
             member.share = share
             self._enter(member)
             if ahead:
-                self._goes_ahead(member)
+                member.use.goes_ahead(member)
         self.live[token] = attempt
         task.attempts.append(attempt)
         task.state = TaskState.GRANTED
         task.tries += 1
+        if more:
+            attempt.more = more
+            for one in more:
+                one.attempts.append(attempt)
+                one.state = TaskState.GRANTED
+                one.tries += 1
         if task.durable:
             self._out.persist(attempt_row(task, attempt))
             self._out.when_flushed(self._written, attempt, now_ms)
@@ -167,16 +162,6 @@ class Attempts:
         if index is None:
             index = self.on_node[member.node] = {}
         index[member.attempt.token] = member
-
-    @staticmethod
-    def _goes_ahead(member: Member) -> None:
-        use = member.use
-        if not use.ahead:
-            # Whoever is left in there has ended or runs by now.
-            use.waiting.clear()
-        member.ahead = True
-        use.ahead += 1
-        use.waiting.append(member)
 
     def _written(self, attempt: Attempt, now_ms: int) -> None:
         """The attempt is in the journal: its Grants may leave."""
@@ -228,6 +213,7 @@ class Attempts:
                 task.work,
                 task.tries,
                 member.share,
+                along(attempt.more) if attempt.more else (),
             ),
         )
 
@@ -259,7 +245,7 @@ class Attempts:
         attempt = member.attempt
         if state is MemberState.WAITING:
             if not member.ahead:
-                self._goes_ahead(member)
+                member.use.goes_ahead(member)
         elif member.ahead:
             member.ahead = False
             member.use.ahead -= 1
@@ -309,7 +295,9 @@ class Attempts:
     def on_outcome(self, node: bytes, outcome: Outcome, now_ms: int) -> None:
         """An attempt ended on its worker."""
         member = self.on_node.get(node, {}).get(outcome.token)
-        if member is None or member.attempt.task.id != outcome.task or member.inc != outcome.inc:
+        if member is not None and member.attempt.more and member.inc == outcome.inc:
+            divide(member, outcome.task, outcome.before, self._judge, now_ms)
+        if member is None or not ends(member, outcome):
             self._late(node, outcome, now_ms)
             return
         if outcome.status is not Status.DONE:
@@ -320,7 +308,7 @@ class Attempts:
             if not ran or outcome.facts.type_name == DISK_PROBLEM:
                 # Granted there again at once, it would use up its free retries in no time.
                 self._judge.refused(member.use, Reason.NO_SPACE, now_ms)
-            self._over(member, cause, _why(outcome), outcome, ran, now_ms)
+            self._over(member, cause, why_of(outcome), outcome, ran, now_ms)
             self._acknowledge(node, outcome.token, now_ms)
             return
         result = outcome.result
@@ -331,6 +319,20 @@ class Attempts:
             self._pulls.wait(result, node, b"", (node, outcome))
             return
         self._done(member, outcome, now_ms)
+
+    def on_divided(self, node: bytes, divided: Divided, now_ms: int) -> None:
+        """A bundle takes long: what of it is done, and that only the next one still runs."""
+        member = self.on_node.get(node, {}).get(divided.token)
+        if member is None or member.inc != divided.inc or not member.attempt.more:
+            return
+        attempt = member.attempt
+        position = len(divided.before)
+        if position <= len(attempt.more):
+            running = attempt.tasks()[position]
+            divide(member, running.id, divided.before, self._judge, now_ms)
+            self._listed(member, MemberState.RUNNING, now_ms)
+            if wished(attempt.task):
+                self.stop(attempt, now_ms)
 
     def _done(self, member: Member, outcome: Outcome, now_ms: int) -> None:
         member.use.learn(outcome.facts.run_us)
@@ -426,19 +428,9 @@ class Attempts:
             member.ahead = False
             use.ahead -= 1
         elif use.ahead:
-            self._promote(use)
+            use.promote()
         del self.on_node[member.node][member.attempt.token]
         self._judge.room(member.attempt.task.cls)
-
-    @staticmethod
-    def _promote(use: Use) -> None:
-        """A slot became free there: the longest waiting attempt has it now."""
-        while use.waiting:
-            member = use.waiting.popleft()
-            if member.ahead:
-                member.ahead = False
-                use.ahead -= 1
-                return
 
     def _over(
         self,
@@ -474,13 +466,25 @@ class Attempts:
         del self.live[attempt.token]
         task.attempts.remove(attempt)
         if attempt.verdict is not None:
-            task.past = (*task.past[1 - PAST_TOKENS_MAX :], attempt.token)
-            self._judge.attempt_lost(attempt, now_ms)
+            self._lost(attempt, now_ms)
         else:
             invariant(first.outcome is not None, "done without an outcome", attempt.token)
             if first.outcome is not None:
                 self._judge.attempt_done(task, first.outcome, first.node, now_ms)
         self._pins.unpin(attempt.stored)
+
+    def _lost(self, attempt: Attempt, now_ms: int) -> None:
+        """What is left of the attempt is not done: judge each of its tasks, the last one first.
+
+        So they stand in the queue in their order again.
+        """
+        tasks, attempt.more = attempt.tasks(), ()
+        for one in tasks[1:]:
+            one.attempts.remove(attempt)
+        for one in reversed(tasks):
+            attempt.task = one
+            one.past = (*one.past[1 - PAST_TOKENS_MAX :], attempt.token)
+            self._judge.attempt_lost(attempt, now_ms)
 
     def _abort(self, attempt: Attempt, now_ms: int) -> None:
         """A gang cannot be: stop it, and before it was held altogether, let it wait a while."""
@@ -494,9 +498,20 @@ class Attempts:
         self.stop(attempt, now_ms)
 
     def stop(self, attempt: Attempt, now_ms: int) -> None:
-        """End whatever of it is not proven ended."""
+        """End whatever of it is not proven ended; of a bundle, once its tasks are apart."""
+        if attempt.more and not all(map(wished, attempt.tasks())):
+            self._ask_to_divide(attempt.members[0], now_ms)
+            return
         for member in attempt.members:
             self._stop_member(member, now_ms)
+
+    def _ask_to_divide(self, member: Member, now_ms: int) -> None:
+        """Somebody's wish concerns one task of a bundle: the others must not suffer for it."""
+        if not member.attempt.dividing or now_ms - member.sent_ms >= RENEW_MS:
+            member.attempt.dividing = True
+            member.sent_ms = now_ms
+            self._check_ms = min(self._check_ms, now_ms + RENEW_MS)
+            self._out.send(member.node, Recall(member.attempt.token, False))
 
     def _stop_member(self, member: Member, now_ms: int) -> None:
         if member.stopping or member.state in (MemberState.ENDED, MemberState.COLLECTING):
@@ -543,16 +558,16 @@ class Attempts:
         """That node is silent: only pure tasks may run elsewhere before their bound."""
         for member in list(self.on_node.get(node, {}).values()):
             attempt = member.attempt
-            task = attempt.task
-            spec = task.cls.spec
+            spec = attempt.task.cls.spec
             if not spec.pure or spec.once or attempt.hold or attempt.abandoned:
                 continue
-            if task.stop is not None or task.state is not TaskState.GRANTED:
+            if member.state in _SILENT:
                 continue
-            if member.state in _SILENT or len(task.attempts) >= PURE_ATTEMPTS_MAX:
-                continue
-            attempt.abandoned = True
-            self._judge.again(task, now_ms)
+            for task in reversed(attempt.tasks()):
+                granted = task.stop is None and task.state is TaskState.GRANTED
+                if granted and len(task.attempts) < PURE_ATTEMPTS_MAX:
+                    attempt.abandoned = True
+                    self._judge.again(task, now_ms)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -587,6 +602,8 @@ class Attempts:
             if since_ms >= RENEW_MS:
                 member.sent_ms = now_ms
                 self._out.send(member.node, Recall(attempt.token, True))
+        elif attempt.dividing and any(map(wished, attempt.tasks())):
+            self.stop(attempt, now_ms)
         elif attempt.hold and not attempt.going and now_ms - member.first_ms >= GANG_HOLD_MS:
             self._abort(attempt, now_ms)
         elif member.state is MemberState.SENT and since_ms >= GRANT_RESEND_MS:
@@ -652,11 +669,12 @@ class Attempts:
     def check(self) -> None:
         """Raise InvariantBroken where the books contradict each other."""
         for token, attempt in self.live.items():
-            task = attempt.task
             invariant(attempt.live(), "a dead attempt is in the table", token)
-            invariant(attempt in task.attempts, "an attempt its task does not know", token)
-            queued = task.state is TaskState.QUEUED
-            invariant(not queued or attempt.abandoned, "queued beside a live attempt", token)
+            for task in attempt.tasks():
+                invariant(attempt in task.attempts, "an attempt its task does not know", token)
+                queued = task.state is TaskState.QUEUED
+                invariant(not queued or attempt.abandoned, "queued beside a live attempt", token)
+            invariant(not attempt.more or len(attempt.members) == 1, "a bundle of a gang", token)
             for member in attempt.members:
                 invariant(
                     member.state is not MemberState.SENT or member.bound_ms < FOREVER_MS,
@@ -666,32 +684,3 @@ class Attempts:
         for members in self.on_node.values():
             for token in members:
                 invariant(token in self.live, "a member of no attempt", token)
-
-
-def _why(outcome: Outcome) -> str:
-    """How it ended, for people; what the task itself has to say stands in its result."""
-    name = outcome.status.name.lower()
-    text = outcome.facts.text
-    plain = outcome.status is Status.FAILED or name.startswith(text)
-    return name if plain else f"{name}: {text}"
-
-
-def attempt_row(task: Task, attempt: Attempt) -> AttemptRow:
-    """What the journal says of an attempt; of one that has ended, only the counts."""
-    members = tuple((one.node, one.inc) for one in attempt.members) if attempt.live() else ()
-    stop, stop_reason = task.stop or (None, "")
-    return AttemptRow(
-        task.id,
-        attempt.token,
-        members,
-        attempt.isolated,
-        attempt.going,
-        task.tries,
-        task.crashes,
-        task.losses,
-        task.killers,
-        task.failures,
-        stop,
-        stop_reason,
-        attempt.lease_ms,
-    )

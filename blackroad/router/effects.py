@@ -21,6 +21,7 @@ from blackroad.bus.messages import (
     Outcome,
     Payload,
     Ref,
+    Small,
 )
 from blackroad.ids import Token
 
@@ -40,10 +41,14 @@ class Send(Effect, frozen=True, gc=False):
 
 
 class Tell(Effect, frozen=True, gc=False):
-    """Put a message on the connection of one client of this daemon."""
+    """Put a message on the connection of one client of this daemon.
+
+    A `lazy` one may wait up to a second for company: nobody waits for it.
+    """
 
     client: Handle
     message: Message
+    lazy: bool = False
 
 
 class Publish(Effect, frozen=True, gc=False):
@@ -66,6 +71,14 @@ class Start(Effect, frozen=True, gc=False):
     attempt: int
     devices: tuple[int, ...]
     deadline_ms: int = 2**62
+    # A bundle: these run after it in the same process, one after the other.
+    more: tuple[Small, ...] = ()
+
+
+class Divide(Effect, frozen=True, gc=False):
+    """Take back from a running bundle what has not begun, and report what is done."""
+
+    key: Key
 
 
 class Extend(Effect, frozen=True, gc=False):
@@ -246,9 +259,9 @@ class Outbox:
         else:
             self.effects.append(Send(to, message))
 
-    def tell(self, client: Handle, message: Message) -> None:
+    def tell(self, client: Handle, message: Message, lazy: bool = False) -> None:
         """Queue a message to a client."""
-        self.effects.append(Tell(client, message))
+        self.effects.append(Tell(client, message, lazy))
 
     def add(self, effect: Effect) -> None:
         """Queue any other effect."""

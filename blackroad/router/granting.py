@@ -16,6 +16,8 @@ from blackroad.limits import (
     BACK_OFF_MS,
     BACK_OFF_MS_MAX,
     BACK_OFF_NEEDS_BEATS,
+    BUNDLE_WORK_US,
+    BUNDLES_AHEAD_MAX,
     DEMAND_BYTES_MAX,
     DEMAND_CLASSES_MAX,
     DEMAND_GAP_MS,
@@ -32,6 +34,7 @@ from blackroad.limits import (
     SURPLUS_MS,
     WARM_CLASS_MS,
 )
+from blackroad.router import bundles
 from blackroad.router.records import MemberState, TaskState
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 _CLASS_BYTES = 64
 _IN_USE_BYTES = 24
 
-Grant = Callable[["Task", "Sequence[tuple[Use, bool]]", int, int], None]
+Grant = Callable[["Task", "Sequence[tuple[Use, bool]]", int, int, "tuple[Task, ...]"], None]
 
 
 class Granting:
@@ -68,6 +71,8 @@ class Granting:
         self.interval_ms = 250
         # The owner's default L, for classes that state none (R-lease-16).
         self.lease_ms = LEASE_MS
+        # How long the tasks of a bundle may run together; 0 makes none.
+        self.bundle_us = BUNDLE_WORK_US
         self.tables = 0
         self.table: dict[int, dict[bytes, int]] = {}
         self.epoch: Epoch | None = None
@@ -231,11 +236,14 @@ class Granting:
             return
         rate = 0.0
         best_us = 0
+        all_slots = sum([slots for _, slots in usable])
         for use, slots in usable:
+            size = 0
             while cls.queued and use.live - use.ahead < slots:
                 if rate and use.mean_us and not self._worth_it(cls, use, rate, best_us):
                     break
-                if not self._next(cls, use, slots, False, now_ms):
+                size = size or bundles.size_of(cls, use, all_slots, self.bundle_us)
+                if not self._next(cls, use, slots, False, now_ms, size):
                     return
             if use.mean_us:
                 rate += slots / use.mean_us
@@ -243,19 +251,23 @@ class Granting:
         if not cls.queued or cls.spec.exclusive:
             return
         for use, slots in usable:
-            room = self.prefetch(use, slots) - use.ahead
+            size = bundles.size_of(cls, use, all_slots, self.bundle_us)
+            room = self.prefetch(use, slots, size) - use.ahead
             while room > 0 and cls.queued:
                 room -= 1
-                if not self._next(cls, use, slots, True, now_ms):
+                if not self._next(cls, use, slots, True, now_ms, size):
                     return
 
-    def _next(self, cls: ClassState, use: Use, slots: int, ahead: bool, now_ms: int) -> bool:
+    def _next(
+        self, cls: ClassState, use: Use, slots: int, ahead: bool, now_ms: int, size: int
+    ) -> bool:
         task = cls.oldest()
         if task is None:
             return False
         cls.queue.popleft()
         cls.queued -= 1
-        self._grant(task, ((use, ahead),), now_ms, min(slots, U16_MAX))
+        more = bundles.gather(cls, task, size - 1) if size > 1 else ()
+        self._grant(task, ((use, ahead),), now_ms, min(slots, U16_MAX), more)
         return True
 
     def _grant_gang(self, cls: ClassState, usable: Sequence[tuple[Use, int]], now_ms: int) -> None:
@@ -267,7 +279,7 @@ class Granting:
                 return
             cls.queue.popleft()
             cls.queued -= 1
-            self._grant(task, [(use, False) for use in free[: cls.spec.gang]], now_ms, 0)
+            self._grant(task, [(use, False) for use in free[: cls.spec.gang]], now_ms, 0, ())
 
     @staticmethod
     def _worth_it(cls: ClassState, use: Use, rate: float, best_us: int) -> bool:
@@ -275,12 +287,13 @@ class Granting:
         return use.mean_us <= cls.queued / rate + 1.5 * best_us
 
     @staticmethod
-    def prefetch(use: Use, slots: int) -> int:
-        """How many attempts may wait in that worker beyond the slots."""
-        mean_us = use.mean_us
+    def prefetch(use: Use, slots: int, size: int = 1) -> int:
+        """How many attempts of `size` tasks may wait in that worker beyond the slots."""
+        mean_us = size * use.mean_us
         if not mean_us or mean_us >= PREFETCH_MEAN_MS_MAX * 1000 or not slots:
             return 0
-        return min(PREFETCH_PER_SLOT_MAX * slots, -(-slots * PREFETCH_WORK_MS * 1000 // mean_us))
+        most = PREFETCH_PER_SLOT_MAX if size == 1 else BUNDLES_AHEAD_MAX
+        return min(most * slots, -(-slots * PREFETCH_WORK_MS * 1000 // mean_us))
 
     def rows(self, cls: ClassState, now_ms: int) -> list[tuple[Use, int]]:
         """Nodes and slots this class may use: first wishes first, then the fastest measured."""

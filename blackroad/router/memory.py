@@ -5,6 +5,7 @@ Pure.  Bounded in number, in bytes and in time.  This file must not know how a t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import Ended, Ref
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from blackroad.router.records import Task
 
 
+_SMALL = 64
+
+
 class Memory:
     """The owner's memory of what is over (R-submit-8, R-isolate-2).
 
@@ -31,7 +35,7 @@ class Memory:
 
     def __init__(self, let_go: Callable[[Task], None]) -> None:
         # Attached tasks whose outcome was seen: `status` and `logs` are still asked for.
-        self.recent: dict[bytes, Task] = {}
+        self.recent: OrderedDict[bytes, Task] = OrderedDict()
         self.spare_bytes = 0
         self._let_go = let_go
         self._retained: dict[bytes, int] = {}
@@ -41,7 +45,9 @@ class Memory:
     def seen(self, task: Task) -> None:
         """Keep the story of a task, without its result."""
         ended = task.ended
-        if ended is not None:
+        # One of a few bytes is cheaper kept than copied around.
+        large = ended is not None and (isinstance(ended.result, Ref) or len(ended.result) > _SMALL)
+        if ended is not None and large:
             task.ended = Ended(
                 ended.task, ended.end, ended.reason, b"", ended.facts, ended.node, ended.attempts
             )
@@ -49,11 +55,14 @@ class Memory:
             task.work = b""
         self.recent[task.id] = task
         if len(self.recent) > RECENT_TASKS_MAX:
-            oldest = self.recent.pop(next(iter(self.recent)))
-            self._let_go(oldest)
+            _, oldest = self.recent.popitem(last=False)
+            if oldest.kept:
+                self._let_go(oldest)
 
     def seen_by(self, session: bytes, items: Iterable[Item]) -> dict[bytes, None]:
         """Which of these are attached tasks of that session whose outcome it has."""
+        if self.recent.keys().isdisjoint([item.task for item in items]):
+            return {}
         stories = (self.recent.get(item.task) for item in items)
         return {
             story.id: None

@@ -26,16 +26,16 @@ class Pins:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._counts
 
-    def pin(self, digest: bytes) -> None:
-        """One reason more."""
+    def pin(self, digest: bytes, by: int = 1) -> None:
+        """So many reasons more."""
         count = self._counts.get(digest, 0)
-        self._counts[digest] = count + 1
+        self._counts[digest] = count + by
         if not count:
             self._out.add(Pin(digest))
 
-    def unpin(self, digest: bytes) -> None:
-        """One reason less."""
-        count = self._counts.get(digest, 0) - 1
+    def unpin(self, digest: bytes, by: int = 1) -> None:
+        """So many reasons less."""
+        count = self._counts.get(digest, 0) - by
         if count > 0:
             self._counts[digest] = count
         elif self._counts.pop(digest, None) is not None:

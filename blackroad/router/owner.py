@@ -17,11 +17,11 @@ from msgspec.structs import replace
 from blackroad.bus.messages import (
     Busy,
     Cancel,
+    Early,
     End,
     Ended,
     Facts,
     Item,
-    Lack,
     Outcome,
     Reason,
     Ref,
@@ -36,15 +36,17 @@ from blackroad.limits import (
     KILLER_ENDINGS_MAX,
     OWNER_BYTES_MAX,
     OWNER_TASKS_MAX,
+    PAST_TOKENS_MAX,
     UNDECIDED_MS,
     UNDECIDED_SUBMITS_MAX,
 )
-from blackroad.requirements import explain, from_wire
-from blackroad.router import restart
-from blackroad.router.arrivals import Arrivals
-from blackroad.router.attempts import Attempts, Late, attempt_row
+from blackroad.requirements import from_wire
+from blackroad.router import bulk, restart
+from blackroad.router.arrivals import Arrivals, missing_objects
+from blackroad.router.attempts import Attempts, Late
 from blackroad.router.effects import AttemptRow, EndRow, ForgetRow, Outbox, TaskRow
 from blackroad.router.granting import Granting
+from blackroad.router.judge import attempt_row
 from blackroad.router.memory import Memory
 from blackroad.router.nodes_view import NodesView
 from blackroad.router.objects import Pins, Pulls
@@ -57,10 +59,12 @@ from blackroad.router.records import (
     Use,
     same_content,
 )
+from blackroad.router.refusing import NO_SPACE, unplaceable
 from blackroad.router.sessions import Sessions
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Allocation, ClassSpec, Payload
+    from blackroad.ids import Token
     from blackroad.requirements import Ask
 
 _NO_FACTS = Facts()
@@ -71,10 +75,6 @@ _REASONS = {
 }
 # Of these the work is kept as long as the outcome, so that a person can try it again.
 _KEPT = (End.FAILED, End.QUARANTINED)
-NO_SPACE = (
-    "the disk under this node's state directory is full: make room there (`blackroad nodes` names "
-    "the node), or submit to another node; tasks that are not durable are still taken"
-)
 
 
 class Owner:
@@ -112,6 +112,7 @@ class Owner:
         self.on_renew = self.runs.on_renew
         self.on_refused = self.runs.on_refused
         self.on_outcome = self.runs.on_outcome
+        self.on_divided = self.runs.on_divided
         self.on_incarnation = self.runs.on_incarnation
         self.on_goodbye = self.runs.on_goodbye
         self.on_flushed = out.on_flushed
@@ -144,7 +145,7 @@ class Owner:
             submit = replace(submit, tasks=tuple(i for i in submit.tasks if i.task not in seen))
         if not submit.tasks or self._arrivals.repeated(client, submit):
             return
-        missing = self._missing_objects(submit)
+        missing = missing_objects(submit, self.tasks, self.pins)
         if missing and not (self.full and submit.durable):
             self._arrivals.wait(client, submit, missing)
         else:
@@ -154,32 +155,12 @@ class Owner:
         ids = tuple(item.task for item in items)
         self.out.tell(client, Rejected(ids, reason, text))
 
-    def _missing_objects(self, submit: Submit) -> list[Ref]:
-        fresh = [item for item in submit.tasks if item.task not in self.tasks]
-        refs = [item.work for item in fresh if isinstance(item.work, Ref)]
-        if submit.code is not None and fresh:
-            refs.append(submit.code)
-        return [ref for ref in refs if ref.digest not in self.pins]
-
     def _accept(self, client: bytes, submit: Submit, now_ms: int) -> None:
         """All bytes are here: decide, journal, answer."""
         if submit.session not in self.sessions.sessions:
             self._reject(client, submit.tasks, "session", "the session is over")
             return
-        # One Submit may name a task twice, as a client does that repeats itself.
-        first: dict[bytes, Item] = {}
-        known = []
-        for item in submit.tasks:
-            task = self.tasks.get(item.task)
-            same = first.setdefault(item.task, item) == item
-            if task is not None and same_content(task, submit, item):
-                known.append(task)
-            elif task is not None or not same:
-                text = "this id was used for different work"
-                self._reject(client, (item,), "conflict", text)
-        fresh = [item for item in first.values() if item.task not in self.tasks]
-        if known:
-            self._answer_known(client, submit.session, known, now_ms)
+        fresh = self._fresh(client, submit, now_ms)
         if not fresh:
             return
         if self.full and submit.durable:
@@ -193,9 +174,29 @@ class Owner:
             if self._undecided_yet(now_ms):
                 self._undecided.append((client, submit))
             else:
-                self._refuse_unplaceable(client, submit, fresh)
+                self.out.tell(client, unplaceable(submit.spec, fresh, self.view))
             return
         self._take(client, submit, fresh, now_ms)
+
+    def _fresh(self, client: bytes, submit: Submit, now_ms: int) -> list[Item]:
+        """Tasks of a Submit that are new here; those known are answered, other ones refused."""
+        # One Submit may name a task twice, as a client does that repeats itself.
+        first = {item.task: item for item in submit.tasks}
+        if len(first) == len(submit.tasks) and self.tasks.keys().isdisjoint(first):
+            return list(submit.tasks)
+        first.clear()
+        known = []
+        for item in submit.tasks:
+            task = self.tasks.get(item.task)
+            same = first.setdefault(item.task, item) == item
+            if task is not None and same_content(task, submit, item):
+                known.append(task)
+            elif task is not None or not same:
+                text = "this id was used for different work"
+                self._reject(client, (item,), "conflict", text)
+        if known:
+            self._answer_known(client, submit.session, known, now_ms)
+        return [item for item in first.values() if item.task not in self.tasks]
 
     def crowded(self, more: int) -> bool:
         """Are the bounds reached beyond which this owner takes nothing?"""
@@ -231,25 +232,28 @@ class Owner:
         cls = self.class_of(submit.spec)
         durable = submit.durable
         session = submit.session
-        for item in items:
-            task = Task(item.task, cls, session, submit.code, item.work, durable, now_ms)
-            task.wait_for_node = submit.wait_for_node
-            if submit.deadline_ms:
+        tasks = [
+            Task(
+                item.task,
+                cls,
+                cls.spec,
+                session,
+                submit.code,
+                item.work,
+                durable,
+                now_ms,
+                submit.wait_for_node,
+            )
+            for item in items
+        ]
+        self.enter_all(tasks)
+        if submit.deadline_ms:
+            for task in tasks:
                 self.set_deadline(task, now_ms + submit.deadline_ms)
-            if durable:
-                self.out.persist(
-                    TaskRow(
-                        task.id,
-                        submit.spec,
-                        task.code,
-                        task.work,
-                        task.wait_for_node,
-                        submit.deadline_ms,
-                    )
-                )
-            self.enter(task)
-            cls.queue.append(task)
-        cls.queued += len(items)
+        if durable:
+            self._persist_all(tasks, submit)
+        cls.queue.extend(tasks)
+        cls.queued += len(tasks)
         self.sessions.count(session, len(items))
         self.granting.dirty(cls)
         if not durable:
@@ -259,19 +263,17 @@ class Owner:
         if durable:
             self.out.when_flushed(self._tell_accepted, (client, ids), now_ms)
         else:
-            self._tell_accepted((client, ids), now_ms)
+            # No client waits for it, and an outcome often comes first.
+            self.sessions.accepted(client, ids, lazy=True)
 
-    def enter(self, task: Task) -> None:
-        """Put a new task into the books."""
-        self.tasks[task.id] = task
-        work = task.work
-        if isinstance(work, Ref):
-            self.pins.pin(work.digest)
-        else:
-            self.bytes += len(work)
-        if task.code is not None:
-            self.pins.pin(task.code.digest)
-        task.cls.tasks += 1
+    def _persist_all(self, tasks: list[Task], submit: Submit) -> None:
+        spec, waits, deadline_ms = submit.spec, submit.wait_for_node, submit.deadline_ms
+        for task in tasks:
+            self.out.persist(TaskRow(task.id, spec, task.code, task.work, waits, deadline_ms))
+
+    def enter_all(self, tasks: Sequence[Task]) -> None:
+        """Put new tasks of one class and one code into the books."""
+        bulk.enter(self, tasks)
 
     def class_of(self, spec: ClassSpec) -> ClassState:
         cls = self.classes.get(spec)
@@ -291,21 +293,6 @@ class Owner:
         """Could the present nodes, if idle, run this?"""
         able = sum(1 for view in self.view.present() if self.view.fits(view.node, spec.needs))
         return able >= spec.gang
-
-    def _refuse_unplaceable(self, client: bytes, submit: Submit, items: list[Item]) -> None:
-        nodes = [
-            (view.capabilities.name, view.text, view.capabilities)
-            for view in self.view.present()
-            if view.capabilities is not None
-        ]
-        rows = explain(from_wire(submit.spec.needs), nodes)
-        lacks = tuple(Lack(*(str(cell)[:128] for cell in row)) for row in rows[:64])
-        ids = tuple(item.task for item in items)
-        name = submit.spec.name or "this task"
-        text = f"no node can run `{name}`"
-        if not rows:
-            text = f"`{name}` needs {submit.spec.gang} nodes at once, and fewer can run it"
-        self.out.tell(client, Rejected(ids, "unplaceable", text, lacks, len(nodes)))
 
     # --- objects ----------------------------------------------------------------------------------
 
@@ -343,10 +330,29 @@ class Owner:
 
     # --- what attempts come to --------------------------------------------------------------------
 
+    def early(
+        self, tasks: Sequence[Task], before: Sequence[Early], node: bytes, now_ms: int
+    ) -> None:
+        """These tasks of a bundle are done."""
+        bulk.end(self, tasks, before, node, now_ms)
+
+    def unbegun(self, tasks: Sequence[Task], token: Token, now_ms: int) -> None:
+        """These tasks of a bundle never began, and never will under that token."""
+        for task in reversed(tasks):
+            task.past = (*task.past[1 - PAST_TOKENS_MAX :], token)
+            if task.state is not TaskState.GRANTED or task.attempts:
+                continue
+            task.tries -= 1
+            if task.stop is not None:
+                end, reason = task.stop
+                self.finish(task, end, reason, b"", _NO_FACTS, b"", now_ms)
+            else:
+                self._queue_again(task, now_ms)
+
     def attempt_done(self, task: Task, outcome: Outcome, node: bytes, now_ms: int) -> None:
         """Work that was *done* first is done, whatever was wished meanwhile."""
         if task.state is not TaskState.ENDED:
-            self._finish(task, End.DONE, "", outcome.result, outcome.facts, node, now_ms)
+            self.finish(task, End.DONE, "", outcome.result, outcome.facts, node, now_ms)
 
     def welcomes(self, outcome: Outcome) -> Task | None:
         """The task that an outcome without a live attempt still counts for: R-outcome-2."""
@@ -372,7 +378,7 @@ class Owner:
         if task.stop is not None:
             if not task.attempts:
                 end, reason = task.stop
-                self._finish(task, end, reason, b"", facts, verdict.node, now_ms)
+                self.finish(task, end, reason, b"", facts, verdict.node, now_ms)
             return
         if attempt.abandoned and (task.state is TaskState.QUEUED or task.attempts):
             self._count_abandoned(task, verdict.cause)
@@ -433,7 +439,7 @@ class Owner:
         result = outcome.result if outcome is not None and end is End.FAILED else b""
         if isinstance(result, Ref) and result.digest not in self.pins:
             result = b""
-        self._finish(task, end, reason, result, facts, node, now_ms)
+        self.finish(task, end, reason, result, facts, node, now_ms)
 
     def _requeue(self, task: Task, attempt: Attempt, now_ms: int) -> None:
         if task.killers >= KILLER_ENDINGS_MAX and not task.cls.spec.isolated:
@@ -450,7 +456,7 @@ class Owner:
         cls.queued += 1
         cls.active_ms = now_ms
         self.granting.dirty(cls)
-        self._count("requeued")
+        self.count("requeued")
 
     def again(self, task: Task, now_ms: int) -> None:
         """A pure task's node is silent: another attempt may run beside that one."""
@@ -475,7 +481,7 @@ class Owner:
 
     # --- the outcome ------------------------------------------------------------------------------
 
-    def _finish(
+    def finish(
         self,
         task: Task,
         end: End,
@@ -501,7 +507,7 @@ class Owner:
             self.runs.stop(attempt, now_ms)
         if isinstance(result, Ref):
             self.pins.pin(result.digest)
-        self._count(_ENDED[end])
+        self.count(_ENDED[end])
         self.ease(task)
         if task.durable:
             self.memory.retain(task.id, now_ms)
@@ -543,19 +549,14 @@ class Owner:
         told = self.sessions.ended(task.session, ended, now_ms)
         self.sessions.wake(task.id)
         if not told and not task.durable:
-            self._forget(task)
+            self.forget(task)
 
     def on_seen(self, session: bytes, ids: Sequence[bytes]) -> None:
         """The client has these outcomes: attached tasks need not be remembered."""
-        for id_ in ids:
-            self.sessions.seen(session, id_)
-            task = self.tasks.get(id_)
-            if task is None or task.ended is None or task.durable or task.session != session:
-                continue
-            task.seen = True
-            self._forget(task)
+        bulk.seen(self, session, ids)
 
-    def _forget(self, task: Task) -> None:
+    def forget(self, task: Task) -> None:
+        """Take an ended task out of the books; its story is remembered for a while."""
         del self.tasks[task.id]
         ended = task.ended
         if ended is None:
@@ -573,7 +574,7 @@ class Owner:
         task = self.tasks.get(id_)
         if task is not None and task.ended is not None and task.durable:
             self.out.persist(ForgetRow(id_))
-            self._forget(task)
+            self.forget(task)
 
     # --- cancel, deadline, session end ------------------------------------------------------------
 
@@ -589,7 +590,7 @@ class Owner:
         if task.state is TaskState.ENDED or task.stop is not None:
             return
         if not task.attempts:
-            self._finish(task, end, reason, b"", _NO_FACTS, b"", now_ms)
+            self.finish(task, end, reason, b"", _NO_FACTS, b"", now_ms)
             return
         if task.state is TaskState.QUEUED:
             task.state = TaskState.GRANTED
@@ -608,7 +609,7 @@ class Owner:
             if task is None:
                 continue
             if task.ended is not None:
-                self._forget(task)
+                self.forget(task)
             else:
                 self.stop(task, End.CANCELLED, "session ended", now_ms)
 
@@ -657,8 +658,9 @@ class Owner:
             soonest = min(soonest, self._deadlines[0][0])
         return soonest
 
-    def _count(self, name: str) -> None:
-        self.counters[name] = self.counters.get(name, 0) + 1
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something that happened."""
+        self.counters[name] = self.counters.get(name, 0) + by
 
     # --- restart ----------------------------------------------------------------------------------
 

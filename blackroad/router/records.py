@@ -11,6 +11,8 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct
+
 from blackroad.ids import Token
 from blackroad.limits import FOREVER_MS
 
@@ -77,6 +79,24 @@ class Use:
         """Slots occupied: waiting attempts are not occupation."""
         return self.live - self.ahead
 
+    def goes_ahead(self, member: Member) -> None:
+        """That attempt was sent to wait there."""
+        if not self.ahead:
+            # Whoever is left in there has ended or runs by now.
+            self.waiting.clear()
+        member.ahead = True
+        self.ahead += 1
+        self.waiting.append(member)
+
+    def promote(self) -> None:
+        """A slot became free there: the longest waiting attempt has it now."""
+        while self.waiting:
+            member = self.waiting.popleft()
+            if member.ahead:
+                member.ahead = False
+                self.ahead -= 1
+                return
+
     def learn(self, run_us: int) -> None:
         """Fold one measured duration into the mean of this class on this node."""
         run_us = max(run_us, 1)
@@ -142,73 +162,39 @@ class ClassState:
         return None
 
 
-class Task:
-    """One task of this owner."""
+class Task(Struct, eq=False):
+    """One task of this owner.
 
-    __slots__ = (
-        "attempts",
-        "cls",
-        "code",
-        "content",
-        "crashes",
-        "deadline_ms",
-        "durable",
-        "ended",
-        "failures",
-        "id",
-        "kept",
-        "killers",
-        "last_status",
-        "losses",
-        "past",
-        "queued_ms",
-        "seen",
-        "session",
-        "spec",
-        "state",
-        "stop",
-        "tries",
-        "wait_for_node",
-        "work",
-    )
+    A struct, since a hundred thousand of them are made in seconds.
+    """
 
-    def __init__(
-        self,
-        id_: bytes,
-        cls: ClassState,
-        session: bytes,
-        code: Ref | None,
-        work: Payload,
-        durable: bool,
-        now_ms: int,
-    ) -> None:
-        self.id = id_
-        self.cls = cls
-        # The spec as submitted: a task that must run alone changes its class, not this.
-        self.spec = cls.spec
-        self.session = session
-        self.code = code
-        self.work = work
-        # Stands for the work once an ended task has let it go.
-        self.content = b""
-        self.kept = True
-        self.durable = durable
-        self.state = TaskState.QUEUED
-        self.attempts: list[Attempt] = []
-        self.past: tuple[Token, ...] = ()
-        self.tries = 0
-        self.failures = 0
-        self.crashes = 0
-        self.losses = 0
-        self.killers = 0
-        self.stop: tuple[End, str] | None = None
-        self.deadline_ms = FOREVER_MS
-        self.queued_ms = now_ms
-        self.ended: Ended | None = None
-        # Its client has the outcome.
-        self.seen = False
-        self.wait_for_node = False
-        self.last_status = ""
+    id: bytes
+    cls: ClassState
+    # The spec as submitted: a task that must run alone changes its class, not this.
+    spec: ClassSpec
+    session: bytes
+    code: Ref | None
+    work: Payload
+    durable: bool
+    queued_ms: int
+    wait_for_node: bool = False
+    state: TaskState = TaskState.QUEUED
+    attempts: list[Attempt] = []
+    tries: int = 0
+    deadline_ms: int = FOREVER_MS
+    kept: bool = True
+    ended: Ended | None = None
+    stop: tuple[End, str] | None = None
+    # Stands for the work once an ended task has let it go.
+    content: bytes = b""
+    past: tuple[Token, ...] = ()
+    failures: int = 0
+    crashes: int = 0
+    losses: int = 0
+    killers: int = 0
+    # Its client has the outcome.
+    seen: bool = False
+    last_status: str = ""
 
 
 class Member:
@@ -251,17 +237,22 @@ class Member:
 
 
 class Attempt:
-    """One try at a task; more than one member only for gangs."""
+    """One try at a task; more than one member only for gangs, more than one task only in bundles.
+
+    The tasks of a bundle run one after the other: `task` first, then `more` in their order.
+    """
 
     __slots__ = (
         "abandoned",
         "adopted",
+        "dividing",
         "go",
         "going",
         "hold",
         "isolated",
         "lease_ms",
         "members",
+        "more",
         "ran",
         "stored",
         "task",
@@ -273,6 +264,9 @@ class Attempt:
         spec = task.cls.spec
         self.token = token
         self.task = task
+        self.more: tuple[Task, ...] = ()
+        # Its worker was asked to give back those that have not begun.
+        self.dividing = False
         self.lease_ms = lease_ms
         self.isolated = spec.isolated
         self.hold = spec.gang > 1 or spec.isolated
@@ -288,6 +282,10 @@ class Attempt:
         # The large result of its first member, kept here until the others have ended.
         self.stored = b""
         self.verdict: Verdict | None = None
+
+    def tasks(self) -> tuple[Task, ...]:
+        """All its tasks, in the order in which they run."""
+        return (self.task, *self.more)
 
     def live(self) -> bool:
         """Is there a member that is not proven ended?"""

@@ -33,11 +33,11 @@ def restore(
     """
     for row in rows:
         cls = owner.class_of(row.spec)
-        task = Task(row.task, cls, b"", row.code, row.work, True, now_ms)
+        task = Task(row.task, cls, cls.spec, b"", row.code, row.work, True, now_ms)
         task.wait_for_node = row.wait_for_node
         if row.deadline_ms:
             owner.set_deadline(task, now_ms + row.deadline_ms)
-        owner.enter(task)
+        owner.enter_all((task,))
     for end in ends:
         _restore_end(owner, end, now_ms)
     adopted = []

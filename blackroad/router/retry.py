@@ -12,8 +12,8 @@ from blackroad.bus.messages import End
 from blackroad.errors import RemoteProtocolError
 from blackroad.ids import task_text
 from blackroad.router.effects import TaskRow
-from blackroad.router.owner import NO_SPACE
 from blackroad.router.records import Task
+from blackroad.router.refusing import NO_SPACE
 
 if TYPE_CHECKING:
     from blackroad.router.owner import Owner
@@ -34,10 +34,10 @@ def retry(owner: Owner, old: Task, id_: bytes, now_ms: int) -> Task:
         return known
     _refuse_what_cannot_be(owner, old)
     cls = owner.class_of(old.spec)
-    task = Task(id_, cls, b"", old.code, old.work, True, now_ms)
+    task = Task(id_, cls, cls.spec, b"", old.code, old.work, True, now_ms)
     task.wait_for_node = old.wait_for_node
     owner.out.persist(TaskRow(id_, old.spec, old.code, old.work, old.wait_for_node, 0))
-    owner.enter(task)
+    owner.enter_all((task,))
     cls.queue.append(task)
     cls.queued += 1
     cls.active_ms = now_ms

@@ -23,7 +23,7 @@ from blackroad.limits import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from blackroad.bus.messages import Item, Open
+    from blackroad.bus.messages import Item, Open, Results
     from blackroad.router.effects import Outbox
 
 
@@ -111,9 +111,7 @@ class Sessions:
 
     def attach(self, id_: bytes, items: Iterable[Item]) -> None:
         """These tasks live at most as long as that session."""
-        attached = self.sessions[id_].attached
-        for item in items:
-            attached[item.task] = None
+        self.sessions[id_].attached.update([(item.task, None) for item in items])
 
     def count(self, id_: bytes, change: int) -> None:
         """So many tasks of that session more (or less) have not ended."""
@@ -126,9 +124,9 @@ class Sessions:
         """Does its credit allow so many tasks more?"""
         return self.sessions[id_].live + more <= SESSION_TASKS_MAX
 
-    def accepted(self, client: bytes, tasks: tuple[bytes, ...]) -> None:
+    def accepted(self, client: bytes, tasks: tuple[bytes, ...], lazy: bool = False) -> None:
         """Tell a client that these tasks are the owner's now."""
-        self._out.tell(client, Accepted(tasks))
+        self._out.tell(client, Accepted(tasks), lazy)
 
     def ended(self, id_: bytes, ended: Ended, now_ms: int) -> bool:
         """Tell a session an outcome, until it is seen; return whether anybody listens."""
@@ -140,13 +138,30 @@ class Sessions:
         self._out.tell(session.client, ended)
         return True
 
-    def seen(self, id_: bytes, task: bytes) -> None:
-        """An outcome arrived."""
+    def ended_together(
+        self, id_: bytes, results: Results, outcomes: Iterable[Ended | None], now_ms: int
+    ) -> bool:
+        """The same for many outcomes, which are repeated one by one if they are not seen."""
+        session = self.sessions.get(id_)
+        if session is None:
+            return False
+        unseen = session.unseen
+        for ended in outcomes:
+            if ended is not None:
+                unseen[ended.task] = (ended, now_ms)
+        self._out.tell(session.client, results)
+        return True
+
+    def seen(self, id_: bytes, tasks: Iterable[bytes]) -> Session | None:
+        """Outcomes arrived; return the session."""
         session = self.sessions.get(id_)
         if session is not None:
-            session.unseen.pop(task, None)
-            session.attached.pop(task, None)
+            unseen, attached = session.unseen, session.attached
+            for task in tasks:
+                unseen.pop(task, None)
+                attached.pop(task, None)
             session.repeat_ms = ENDED_RESEND_MS
+        return session
 
     def of_client(self, client: bytes) -> Session | None:
         """The session that this connection speaks for."""

@@ -30,7 +30,10 @@ _DROPPED = "its result was dropped: nobody fetched it, and the room for results 
 class Spooled:
     """An outcome that its owner has not acknowledged."""
 
-    __slots__ = ("bytes", "durable", "key", "outcome", "resend_after_ms", "resend_ms", "since_ms")
+    __slots__ = (
+        *("bytes", "durable", "early_bytes", "key", "outcome"),
+        *("resend_after_ms", "resend_ms", "since_ms"),
+    )
 
     def __init__(self, key: Key, outcome: Outcome, durable: bool, now_ms: int) -> None:
         self.key = key
@@ -38,7 +41,9 @@ class Spooled:
         self.durable = durable
         self.since_ms = now_ms
         result = outcome.result
-        self.bytes = result.size if isinstance(result, Ref) else len(result)
+        # What is done of a bundle is small, and stays until the owner has it.
+        self.early_bytes = sum([len(one.result) for one in outcome.before])
+        self.bytes = self.early_bytes + (result.size if isinstance(result, Ref) else len(result))
         self.resend_after_ms = OUTCOME_RESEND_MS
         self.resend_ms = FOREVER_MS
 
@@ -74,7 +79,11 @@ class Spool:
         if isinstance(spooled.outcome.result, Ref):
             self._pins.pin(spooled.outcome.result.digest)
         while self.bytes > SPOOL_BYTES_MAX:
-            heavy = (one for one in self.owed.values() if one.bytes and one is not spooled)
+            heavy = (
+                one
+                for one in self.owed.values()
+                if one.bytes > one.early_bytes and one is not spooled
+            )
             oldest = next(heavy, None)
             if oldest is None:
                 return
@@ -92,8 +101,8 @@ class Spool:
         status = Status.LAPSED if outcome.status is Status.DONE else outcome.status
         facts = Facts(outcome.facts.run_us, text=_DROPPED)
         spooled.outcome = replace(outcome, status=status, result=b"", facts=facts)
-        self.bytes -= spooled.bytes
-        spooled.bytes = 0
+        self.bytes -= spooled.bytes - spooled.early_bytes
+        spooled.bytes = spooled.early_bytes
         if spooled.durable:
             self._out.persist(SpoolRow(spooled.key[0], spooled.outcome))
 

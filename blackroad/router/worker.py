@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import (
     AttemptState,
+    Divided,
+    Early,
     Facts,
     Grant,
     GrantFlag,
@@ -28,6 +30,7 @@ from blackroad.bus.messages import (
 )
 from blackroad.errors import RemoteProtocolError, invariant
 from blackroad.limits import (
+    BUNDLE_LATE_MS,
     FOREVER_MS,
     FORGET_STEP,
     KILL_GUARD_MS,
@@ -40,7 +43,7 @@ from blackroad.limits import (
     WAITING_PER_SLOT_MAX,
 )
 from blackroad.requirements import Ledger, fits, from_wire
-from blackroad.router.effects import Extend, Kill, Outbox, Start
+from blackroad.router.effects import Divide, Extend, Kill, Outbox, Start
 from blackroad.router.objects import Pins, Pulls
 from blackroad.router.spool import Spool
 from blackroad.router.works import Correspondent, Crowd, State, Tombstone, Work
@@ -171,6 +174,8 @@ class Worker:
             return None, Reason.LATE
         if self.draining:
             return None, Reason.DRAINING
+        if grant.more and grant.flags & (_HOLD | _EXCLUSIVE | _DURABLE):
+            return None, Reason.NEEDS
         if self.full and self._needs_space(grant):
             return None, Reason.NO_SPACE
         try:
@@ -275,6 +280,8 @@ class Worker:
         grant = work.grant
         if grant.spec.timeout_ms:
             self._check_ms = min(self._check_ms, now_ms + grant.spec.timeout_ms)
+        if grant.more:
+            self._check_ms = min(self._check_ms, now_ms + BUNDLE_LATE_MS)
         devices = tuple(index for index, _ in lease.gpus) if lease.gpus else ()
         self._out.add(
             Start(
@@ -286,6 +293,7 @@ class Worker:
                 grant.attempt,
                 devices,
                 work.deadline_ms,
+                grant.more,
             )
         )
 
@@ -332,7 +340,13 @@ class Worker:
                 self._pins.unpin(part.digest)
 
     def on_finished(
-        self, key: Key, status: Status, result: Payload, facts: Facts, now_ms: int
+        self,
+        key: Key,
+        status: Status,
+        result: Payload,
+        facts: Facts,
+        now_ms: int,
+        before: tuple[Early, ...] = (),
     ) -> None:
         """The attempt's processes are gone, and this is what it left."""
         work = self.works.get(key)
@@ -342,16 +356,23 @@ class Worker:
             status = _WHY_STATUS.get(work.why, status)
         self.running -= 1
         work.crowd.running -= 1
-        self.done += 1
-        self._end(work, Outcome(key[1], work.grant.task, self.inc, status, result, facts), now_ms)
+        self.done += 1 + len(before)
+        last = work.task_at(len(before))
+        self._end(work, Outcome(key[1], last, self.inc, status, result, facts, before), now_ms)
         self._start_waiting(now_ms)
 
-    def on_gone(self, key: Key, now_ms: int) -> None:
+    def on_split(self, key: Key, before: tuple[Early, ...], now_ms: int) -> None:
+        """A bundle that takes long is divided: its owner may use what did not begin elsewhere."""
+        work = self.works.get(key)
+        if work is not None and work.grant.more:
+            self._out.send(key[0], Divided(key[1], self.inc, before))
+
+    def on_gone(self, key: Key, now_ms: int, before: tuple[Early, ...] = ()) -> None:
         """A killed attempt is proven gone and left no result."""
         work = self.works.get(key)
         if work is not None and work.state is State.ENDING:
             status = _WHY_STATUS.get(work.why, Status.STOPPED)
-            self.on_finished(key, status, b"", Facts(text=work.why), now_ms)
+            self.on_finished(key, status, b"", Facts(text=work.why), now_ms, before)
 
     def _kill(self, work: Work, why: str, now_ms: int) -> None:
         if work.state is not State.RUNNING:
@@ -408,6 +429,8 @@ class Worker:
             self._start_waiting(now_ms)
         elif recall.stop:
             self._kill(work, "stop", now_ms)
+        elif work.grant.more and work.begun and work.state is State.RUNNING:
+            self._out.add(Divide(key))
 
     def on_renewed(self, owner: bytes, renewed: Renewed, now_ms: int) -> None:
         """Move the deadlines of what that very Renew listed and the owner did not refuse."""
@@ -518,6 +541,9 @@ class Worker:
                     self._kill(work, "lapsed", now_ms)
                 elif timeout_ms and work.begun and now_ms - work.started_ms >= timeout_ms:
                     self._kill(work, "timeout", now_ms)
+                elif work.whole and work.begun and now_ms - work.started_ms >= BUNDLE_LATE_MS:
+                    work.whole = False
+                    self._out.add(Divide(work.key))
             elif work.state is not State.ENDING and now_ms >= work.deadline_ms:
                 self._drop(work, Reason.LAPSED, now_ms)
                 dropped = True
@@ -534,6 +560,8 @@ class Worker:
             timeout_ms = work.grant.spec.timeout_ms
             if timeout_ms and work.begun:
                 soonest = min(soonest, work.started_ms + timeout_ms)
+            if work.whole and work.begun:
+                soonest = min(soonest, work.started_ms + BUNDLE_LATE_MS)
         return soonest
 
     def next_deadline_ms(self) -> int:

@@ -42,6 +42,7 @@ class Work:
         "missing",
         "started_ms",
         "state",
+        "whole",
         "why",
     )
 
@@ -54,11 +55,20 @@ class Work:
         self.state = State.WAITING
         self.lease: Lease | None = None
         self.bytes = len(grant.work) if isinstance(grant.work, bytes) else 0
+        # A bundle that was not divided yet.
+        self.whole = bool(grant.more)
+        if grant.more:
+            self.bytes += sum([len(item.work) for item in grant.more])
         self.missing: set[bytes] = set()
         # A running attempt begins when its last input is here: from then on there is a process.
         self.begun = False
         self.started_ms = 0
         self.why = ""
+
+    def task_at(self, position: int) -> bytes:
+        """The task at that place of the bundle."""
+        grant = self.grant
+        return grant.task if not position else grant.more[position - 1].task
 
 
 class Crowd:

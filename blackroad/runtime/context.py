@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from blackroad.ids import text32
+
 
 class TaskContext(NamedTuple):
     """The attempt that runs now.
@@ -15,10 +17,15 @@ class TaskContext(NamedTuple):
     resource that remembers the highest token it has seen can refuse a forgotten earlier attempt.
     """
 
-    task_id: str
+    task: bytes
     token: tuple[int, int]
     attempt: int
     node: str
+
+    @property
+    def task_id(self) -> str:
+        """The task's id, as it is printed."""
+        return text32(self.task)
 
     def environment(self) -> dict[str, str]:
         """Spell the context as environment variables, for commands."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from msgspec import Struct
 
+from blackroad.bus.messages import Early, Small
 from blackroad.errors import EnvironmentProblem
 
 
@@ -26,16 +27,20 @@ class Run(Struct, frozen=True):
     code_digest: bytes = b""
     code: bytes = b""
     code_path: str = ""
-    task_id: str = ""
+    task: bytes = b""
     token: tuple[int, int] = (0, 0)
     attempt: int = 1
     node: str = ""
     environment: Mapping[str, str] = {}
     deadline_ms: int = 0
+    # A bundle: the tasks that run after it, with the same code.
+    more: Sequence[Small] = ()
 
 
 class Finished(Struct, frozen=True):
     """The task ran to its end; a large result stands in the file `path`, not in `result`.
+
+    Of a bundle this is the last task that began, and those `before` it are done.
 
     `result` is a payload, or an encoded failure where `status` is "failed".
     """
@@ -47,6 +52,7 @@ class Finished(Struct, frozen=True):
     digest: bytes
     size: int
     facts: dict[str, int | str]
+    before: tuple[Early, ...] = ()
 
 
 class Crashed(Struct, frozen=True):
@@ -61,6 +67,7 @@ class Crashed(Struct, frozen=True):
     text: str
     lost: bool = False
     started: bool = True
+    before: tuple[Early, ...] = ()
 
 
 class Gone(Struct, frozen=True):
@@ -68,14 +75,26 @@ class Gone(Struct, frozen=True):
 
     key: Hashable
     why: str
+    before: tuple[Early, ...] = ()
+
+
+class Apart(Struct, frozen=True):
+    """A bundle was divided: these are done, the next one runs, and nothing further begins."""
+
+    key: Hashable
+    before: tuple[Early, ...]
 
 
 class Output(Struct, frozen=True):
-    """What a task printed; stream 1 or 2, as the descriptors are numbered."""
+    """What a task printed; stream 1 or 2, as the descriptors are numbered.
+
+    `place` is that of the task in its bundle.
+    """
 
     key: Hashable
     stream: int
     data: bytes
+    place: int = 0
 
 
 class Clean(Struct, frozen=True):
@@ -90,10 +109,10 @@ class Problem(Struct, frozen=True):
     error: EnvironmentProblem
 
 
-PoolEvent = Finished | Crashed | Gone | Output | Clean | Problem
+PoolEvent = Finished | Crashed | Gone | Apart | Output | Clean | Problem
 
 
-def crash(key: Hashable, status: int) -> Crashed:
+def crash(key: Hashable, status: int, before: tuple[Early, ...] = ()) -> Crashed:
     """Put a wait status into words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -104,6 +123,7 @@ def crash(key: Hashable, status: int) -> Crashed:
         text = f"the task process was ended by signal {number} ({name})"
         if number == signal.SIGKILL:
             text += "; the kernel does so when memory runs out"
-        return Crashed(key, number, None, text)
+        return Crashed(key, number, None, text, before=before)
     code = os.WEXITSTATUS(status)
-    return Crashed(key, None, code, f"the task process left with status {code} (os._exit?)")
+    text = f"the task process left with status {code} (os._exit?)"
+    return Crashed(key, None, code, text, before=before)

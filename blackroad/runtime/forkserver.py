@@ -86,7 +86,10 @@ class ForkServer:
             server=os.getpid(),
             close=(self._control.fileno(), wake_read, wake_write, parent),
         )
-        self._prepare()
+        # The daemon waits for this before it serves, and not for the modules.
+        groups = self._make_groups()
+        self._sweep()
+        self._prepare(groups)
         poller = select.poll()
         for fd in (self._control.fileno(), wake_read, parent):
             poller.register(fd, select.POLLIN)
@@ -118,8 +121,7 @@ class ForkServer:
         else:
             os.environ["PYTHONPATH"] = setup.python_path
 
-    def _prepare(self) -> None:
-        notes = self._make_groups()
+    def _prepare(self, notes: list[str]) -> None:
         for name in self._setup.preload:
             try:
                 importlib.import_module(name)
@@ -147,7 +149,7 @@ class ForkServer:
     def _serve(self) -> None:
         while True:
             try:
-                message, fds, _, _ = socket.recv_fds(self._control, wire.PACKET_BYTES_MAX, 3)
+                message, fds, _, _ = socket.recv_fds(self._control, wire.PACKET_BYTES_MAX, 5)
             except BlockingIOError:
                 return
             except OSError:
@@ -194,8 +196,7 @@ class ForkServer:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ.update(spawn.environment)
-            channel, output, errors = fds
-            task_process.main(channel, output, errors, spawn.process, self._task_setup)
+            task_process.main(task_process.Ends(*fds), spawn.process, self._task_setup)
         except BaseException:
             # Goes to the task's own error output, or before that is in place, to the daemon.
             traceback.print_exc()

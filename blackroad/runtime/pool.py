@@ -12,8 +12,7 @@ import mmap
 import os
 import secrets
 import signal
-import socket
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from blackroad.bus.messages import Early
 from blackroad.errors import (
     Busy,
     DiskProblem,
@@ -30,7 +30,9 @@ from blackroad.errors import (
 )
 from blackroad.limits import EXIT_FACTS_BYTES_MAX, KIB, MIB
 from blackroad.runtime import wire
+from blackroad.runtime.child import Child, channels
 from blackroad.runtime.events import (
+    Apart,
     Clean,
     Crashed,
     Finished,
@@ -44,6 +46,7 @@ from blackroad.runtime.events import (
 from blackroad.runtime.link import ServerLink
 
 __all__ = [
+    "Apart",
     "Clean",
     "Crashed",
     "Finished",
@@ -76,49 +79,6 @@ def base_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]
     """Return the caller's environment without what only the daemon should know."""
     source = os.environ if environ is None else environ
     return {name: value for name, value in source.items() if not name.startswith(_PRIVATE)}
-
-
-class _Process:
-    """One task process: starting or idle (no key), busy, or ending."""
-
-    __slots__ = (
-        "doomed",
-        "environment",
-        "fault",
-        "finished",
-        "generation",
-        "idle_since_ms",
-        "key",
-        "known",
-        "number",
-        "pid",
-        "pipes",
-        "run",
-        "serial",
-        "slot",
-        "socket",
-        "unsent",
-        "why",
-    )
-
-    def __init__(self, number: int, slot: int, environment: tuple[tuple[str, str], ...]) -> None:
-        self.number = number
-        self.slot = slot
-        self.environment = environment
-        self.generation = ""  # of the fork server that made it
-        self.pid = 0
-        self.key: Hashable = None
-        self.run: Run | None = None
-        self.serial = 0
-        self.known: OrderedDict[bytes, None] = OrderedDict()
-        self.idle_since_ms = 0
-        self.doomed = False  # will not get another task
-        self.why: str | None = None  # of a wanted kill
-        self.fault = ""  # what it did on the channel that no task process does
-        self.finished: Finished | None = None  # held back until the process is gone
-        self.socket: socket.socket
-        self.pipes: dict[int, int] = {}  # stream -> our end
-        self.unsent: tuple[int, ...] = ()  # its ends, until the fork server has them
 
 
 class Pool:
@@ -158,11 +118,11 @@ class Pool:
         self._server: ServerLink | None = None
         self._closed = False
         self._readers: dict[int, _Reader] = {}
-        self._processes: dict[int, _Process] = {}
-        self._running: dict[Hashable, _Process] = {}
-        self._idle: dict[tuple[tuple[str, str], ...], list[_Process]] = {}
-        self._lost: list[_Process] = []
-        self._requests: deque[tuple[bytes, _Process | None]] = deque()
+        self._processes: dict[int, Child] = {}
+        self._running: dict[Hashable, Child] = {}
+        self._idle: dict[tuple[tuple[str, str], ...], list[Child]] = {}
+        self._lost: list[Child] = []
+        self._requests: deque[tuple[bytes, Child | None]] = deque()
         self._number = 0
         self._slots = list(range(wire.PROCESSES_MAX - 1, -1, -1))
         self._restarts_ms: list[int] = []
@@ -206,7 +166,8 @@ class Pool:
         """
         invariant(key is not None and key not in self._running, "a key runs twice", key)
         invariant(not self._closed, "launch on a closed pool")
-        if len(run.work) + len(run.code) > wire.PACKET_BYTES_MAX - _HEAD_BYTES:
+        size = len(run.work) + len(run.code) + sum([len(one.work) for one in run.more])
+        if size > wire.PACKET_BYTES_MAX - _HEAD_BYTES:
             raise LocalProtocolError("too much inline work or code: give it as a file")
         environment = tuple(sorted(run.environment.items())) if run.environment else ()
         while stack := self._idle.get(environment):
@@ -237,6 +198,13 @@ class Pool:
         process = self._running.get(key)
         if process is not None and not process.doomed:
             self._deadlines[process.slot] = deadline_ms
+
+    def divide(self, key: Hashable) -> list[PoolEvent]:
+        """Let nothing further of a running bundle begin; the answer is Apart, where it runs."""
+        process = self._running.get(key)
+        if process is None or process.doomed or process.run is None or not process.run.more:
+            return []
+        return self._divided(process)
 
     def tick(self, now_ms: int) -> None:
         """End processes that idle too long, and try again what had to wait."""
@@ -298,19 +266,20 @@ class Pool:
 
     # --- task processes -------------------------------------------------------------------------
 
-    def _fork(self, environment: tuple[tuple[str, str], ...]) -> _Process:
+    def _fork(self, environment: tuple[tuple[str, str], ...]) -> Child:
         if not self._slots:
             raise Busy(
                 f"{wire.PROCESSES_MAX} task processes are alive",
                 hint="some of them are still ending; try again",
             )
-        ours, pipes, theirs = _channels()
+        ours, pipes, theirs, mailbox = channels()
         self._number += 1
-        process = _Process(self._number, self._slots.pop(), environment)
+        process = Child(self._number, self._slots.pop(), environment)
         self._deadlines[process.slot] = 0
         process.socket = ours
         process.pipes = pipes
         process.unsent = theirs
+        process.mailbox = mailbox
         self._processes[process.number] = process
         self._readers[ours.fileno()] = lambda: self._read_channel(process)
         self._readers[pipes[1]] = lambda: self._read_output(process, 1)
@@ -319,18 +288,19 @@ class Pool:
         self._request(wire.Spawn(process.number, process.slot, dict(environment)), process)
         return process
 
-    def _send(self, process: _Process, key: Hashable, run: Run, *, again: bool = False) -> bool:
+    def _send(self, process: Child, key: Hashable, run: Run, *, again: bool = False) -> bool:
         """Start a task in a process that has none; False if that process is not to be had."""
         code, code_path = run.code, run.code_path
         known = process.known
         if run.code_digest and not again and run.code_digest in known:
             code, code_path = b"", ""
         process.serial += 1
+        process.mailbox.begin(1 + len(run.more))
         deadline_ms = self._deadlines[process.slot] if again else run.deadline_ms
         packet = wire.encode(
             (
                 process.serial,
-                run.task_id,
+                run.task,
                 run.token,
                 run.attempt,
                 run.node,
@@ -340,6 +310,7 @@ class Pool:
                 code,
                 code_path,
                 deadline_ms,
+                run.more,
             )
         )
         # First the deadline, then the task: whatever stops this daemon in between, nothing runs
@@ -359,7 +330,7 @@ class Pool:
         self._running[key] = process
         return True
 
-    def _read_channel(self, process: _Process) -> list[PoolEvent]:
+    def _read_channel(self, process: Child) -> list[PoolEvent]:
         try:
             size = process.socket.recv_into(self._buffer)
         except BlockingIOError:
@@ -380,24 +351,32 @@ class Pool:
             return self._misbehaved(process)
         return self._done(process, process.run, done)
 
-    def _done(self, process: _Process, run: Run, done: wire.Done) -> list[PoolEvent]:
+    def _done(self, process: Child, run: Run, done: wire.Done) -> list[PoolEvent]:
         flags = done.flags
         if flags & wire.CODE_MISSING:
             if process.doomed:
                 return []
-            if not (run.code or run.code_path):
+            if done.before or not (run.code or run.code_path):
                 return self._misbehaved(process, "the function of this task was not sent along")
             if not self._send(process, process.key, run, again=True):
                 self._doom(process)
             return []
         if flags & wire.LAPSED:
             return [] if process.doomed else [self._freed(process, Gone(process.key, "deadline"))]
+        if process.mailbox.tasks > 1:
+            process.mailbox.take_back()
+            if done.before >= process.mailbox.tasks:
+                return self._misbehaved(process)
+            process.mailbox.tasks = 1 + done.before
+        before = self._before(process)
+        if len(before) != done.before:
+            return self._misbehaved(process)
         path = self._incoming_path(process) if flags & wire.IN_FILE else ""
         facts = done.facts
         if len(facts) > _FACTS_FEW and len(wire.encode(facts)) > EXIT_FACTS_BYTES_MAX:
             facts = {}
         finished = Finished(
-            process.key, done.status, done.result, path, done.digest, done.size, facts
+            process.key, done.status, done.result, path, done.digest, done.size, facts, before
         )
         if process.doomed or flags & wire.LEFT_BEHIND:
             # Told only when nothing of the task can run any more.
@@ -410,7 +389,7 @@ class Pool:
             self._doom(process)
         return events
 
-    def _freed(self, process: _Process, end: PoolEvent) -> PoolEvent:
+    def _freed(self, process: Child, end: PoolEvent) -> PoolEvent:
         """The task ended by itself: its process is there for the next one."""
         del self._running[process.key]
         self._deadlines[process.slot] = 0
@@ -420,14 +399,14 @@ class Pool:
         return end
 
     def _misbehaved(
-        self, process: _Process, fault: str = "the task wrote to a descriptor that is not its own"
+        self, process: Child, fault: str = "the task wrote to a descriptor that is not its own"
     ) -> list[PoolEvent]:
         """What was said cannot be relied on, so the process can only be ended."""
         process.fault = process.fault or fault
         self._doom(process)
         return []
 
-    def _doom(self, process: _Process) -> None:
+    def _doom(self, process: Child) -> None:
         """Have the fork server kill a process with all it started; Ended will follow."""
         if process.doomed:
             return
@@ -444,7 +423,7 @@ class Pool:
         elif process.number in self._processes:
             self._request(wire.End(process.number), None)
 
-    def _ended(self, process: _Process, ended: wire.Ended) -> list[PoolEvent]:
+    def _ended(self, process: Child, ended: wire.Ended) -> list[PoolEvent]:
         """A process is gone for certain: say how its task ended, if it had one."""
         process.doomed = True
         self._processes.pop(process.number, None)
@@ -465,24 +444,45 @@ class Pool:
         self._slots.append(process.slot)
         return events
 
-    def _ending(self, process: _Process, ended: wire.Ended, deadline_ms: int) -> PoolEvent:
+    def _ending(self, process: Child, ended: wire.Ended, deadline_ms: int) -> PoolEvent:
         if process.finished is not None:
             return process.finished
+        key = process.key
+        process.mailbox.take_back()
+        before = self._before(process)
         if process.why is not None:
-            return Gone(process.key, process.why)
+            return Gone(key, process.why, before)
         if process.fault:
-            return Crashed(process.key, None, None, process.fault)
+            return Crashed(key, None, None, process.fault, before=before)
         if ended.deadline_ms:
             if ended.deadline_ms == deadline_ms:
-                return Gone(process.key, "deadline")
+                return Gone(key, "deadline", before)
             # The deadline was that of the task before, which ended in the same moment.
-            return Crashed(process.key, signal.SIGKILL, None, "killed by mistake", lost=True)
+            text = "killed by mistake"
+            return Crashed(key, signal.SIGKILL, None, text, lost=True, before=before)
         if ended.status < 0:
             started = ended.status != wire.NOT_FORKED
-            return Crashed(process.key, None, None, ended.text, lost=True, started=started)
-        return crash(process.key, ended.status)
+            return Crashed(key, None, None, ended.text, True, started, before)
+        return crash(key, ended.status, before)
 
-    def _drain(self, process: _Process) -> list[PoolEvent]:
+    @staticmethod
+    def _before(process: Child) -> tuple[Early, ...]:
+        """What is done of a bundle whose last begun task is known, () where that is unreadable."""
+        try:
+            return process.mailbox.done(process.mailbox.tasks - 1)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ()
+
+    def _divided(self, process: Child) -> list[PoolEvent]:
+        """Let nothing further of a bundle begin, and say what is done of it."""
+        mailbox = process.mailbox
+        mailbox.take_back()
+        before = self._before(process)
+        if process.key is None or len(before) != mailbox.tasks - 1:
+            return []
+        return [Apart(process.key, before)]
+
+    def _drain(self, process: Child) -> list[PoolEvent]:
         """Read what the task printed before it ended."""
         events: list[PoolEvent] = []
         for stream in tuple(process.pipes):
@@ -493,10 +493,13 @@ class Pool:
                 events += more
         return events
 
-    def _read_output(self, process: _Process, stream: int) -> list[PoolEvent]:
+    def _read_output(self, process: Child, stream: int) -> list[PoolEvent]:
         fd = process.pipes.get(stream)
         if fd is None:
             return []
+        # A task that prints is the last one of its bundle, so it is known which one it was.  It
+        # goes on once the pipe is empty, so nothing may be taken out before the claims are.
+        events = self._divided(process) if process.mailbox.whole else []
         try:
             data = os.read(fd, OUTPUT_READ_BYTES)
         except BlockingIOError:
@@ -506,10 +509,13 @@ class Pool:
             self._forget(fd)
             os.close(fd)
             return []
-        # What a library prints between tasks belongs to nobody.
-        return [Output(process.key, stream, data)] if process.key is not None else []
+        if process.key is None:
+            # What a library prints between tasks belongs to nobody.
+            return []
+        events.append(Output(process.key, stream, data, process.mailbox.tasks - 1))
+        return events
 
-    def _close_process(self, process: _Process) -> None:
+    def _close_process(self, process: Child) -> None:
         fileno = process.socket.fileno()
         if fileno >= 0:
             self._forget(fileno)
@@ -518,9 +524,10 @@ class Pool:
             self._forget(fd)
             os.close(fd)
         process.pipes.clear()
+        process.mailbox.close()
         self._close_unsent(process)
 
-    def _close_unsent(self, process: _Process) -> None:
+    def _close_unsent(self, process: Child) -> None:
         for fd in process.unsent:
             os.close(fd)
         process.unsent = ()
@@ -529,11 +536,11 @@ class Pool:
         if self._readers.pop(fd, None) is not None:
             self.version += 1
 
-    def _incoming_path(self, process: _Process) -> str:
+    def _incoming_path(self, process: Child) -> str:
         name = wire.incoming_name(process.generation, process.number, process.serial)
         return str(self._incoming / name)
 
-    def _remove_incoming(self, process: _Process) -> None:
+    def _remove_incoming(self, process: Child) -> None:
         with suppress(OSError):
             os.unlink(self._incoming_path(process))
 
@@ -559,7 +566,7 @@ class Pool:
         self._requests.appendleft((wire.encode(setup), None))
         self._flush()
 
-    def _request(self, request: wire.Request, process: _Process | None) -> None:
+    def _request(self, request: wire.Request, process: Child | None) -> None:
         self._requests.append((wire.encode(request), process))
         self._flush()
 
@@ -567,7 +574,7 @@ class Pool:
         """Send what the fork server has room for; the rest waits for the next call."""
         while self._requests and self._server is not None:
             message, process = self._requests[0]
-            if not self._server.send(message, process.unsent if process is not None else ()):
+            if not self._server.send(message, process.ends() if process is not None else ()):
                 return
             self._requests.popleft()
             if process is not None:
@@ -659,27 +666,3 @@ class Pool:
             os.eventfd_read(self._wake)
         events, self._events = self._events, []
         return events
-
-
-def _channels() -> tuple[socket.socket, dict[int, int], tuple[int, int, int]]:
-    """Make what a task process is reached by: our socket, our pipes, and its three ends."""
-    made: list[int] = []
-    try:
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        made += (end.detach() for end in pair)
-        for _ in (1, 2):
-            made += os.pipe2(os.O_CLOEXEC)
-    except OSError as error:
-        for fd in made:
-            os.close(fd)
-        raise Busy(
-            f"no further task process: {error.strerror}",
-            hint="raise the limit of open files (LimitNOFILE, ulimit -n)",
-        ) from None
-    channel, channel_theirs, output, output_theirs, errors, errors_theirs = made
-    ours = socket.socket(fileno=channel)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
-    ours.setblocking(False)
-    os.set_blocking(output, False)
-    os.set_blocking(errors, False)
-    return ours, {1: output, 2: errors}, (channel_theirs, output_theirs, errors_theirs)

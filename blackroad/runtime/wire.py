@@ -38,7 +38,7 @@ class Setup(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Spawn(Struct, frozen=True, array_like=True, tag=2):
-    """Fork a task process; its channel and two output pipes travel beside this message.
+    """Fork a task process; its channel, two output pipes and a mailbox travel beside it.
 
     `slot` is its place in the table of deadlines that pool and fork server share.
     """
@@ -103,7 +103,7 @@ class Start(Struct, frozen=True, array_like=True):
     """Run one task, unless `deadline_ms` of the boot-time clock is over (0: there is none)."""
 
     serial: int
-    task_id: str
+    task: bytes
     token: tuple[int, int]
     attempt: int
     node: str
@@ -113,6 +113,8 @@ class Start(Struct, frozen=True, array_like=True):
     code: memoryview
     code_path: str
     deadline_ms: int
+    # A bundle: ids and work of the tasks that run after it, each once it was claimed.
+    more: list[tuple[bytes, memoryview]] = []
 
 
 DONE: Final[Literal["done"]] = "done"
@@ -126,13 +128,18 @@ RETIRE: Final = 4  # the process has grown and should be replaced
 OUTPUT_WAITS: Final = 8  # the pipes hold output that belongs to this task
 CODE_MISSING: Final = 16  # nothing ran: the code has to be sent along
 LAPSED: Final = 32  # nothing ran: the deadline was over
+FAILURE: Final = 64  # the task failed; it stands in `status` on the wire
 
 
 Word = Annotated[str, Meta(max_length=200)]
 
 
 class Done(Struct, frozen=True, array_like=True):
-    """The end of one task; `result` is a payload, or a failure where `status` is failed."""
+    """The end of one task; `result` is a payload, or a failure where `status` is failed.
+
+    Of a bundle it is the last one that began; what the `before` earlier ones came to stands in
+    the mailbox.
+    """
 
     serial: int
     status: Literal["done", "failed"]
@@ -141,6 +148,7 @@ class Done(Struct, frozen=True, array_like=True):
     digest: Annotated[bytes, Meta(max_length=32)] = b""
     size: int = 0
     facts: dict[Word, int | Word] = {}
+    before: Annotated[int, Meta(ge=0)] = 0
 
 
 encode = msgspec.msgpack.Encoder().encode

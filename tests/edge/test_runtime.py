@@ -20,6 +20,7 @@ import pytest
 
 from blackroad.bus import payload, work
 from blackroad.errors import LocalProtocolError
+from blackroad.ids import text32
 from blackroad.runtime import context, wire
 from blackroad.runtime.events import Crashed, Finished, Output, Run
 from blackroad.runtime.output import OutputStore
@@ -212,14 +213,17 @@ def test_maps_return_lists_and_name_the_item_that_failed(shared: Bench) -> None:
     assert "item 2 of 4" in failure.traceback_text
 
 
+TASK = bytes(range(16))
+
+
 def test_the_task_knows_itself(shared: Bench) -> None:
     def ask() -> Any:
         from blackroad.runtime import context
 
         return tuple(context.current() or ())
 
-    end = shared.launch("ask", call(ask, task_id="k3f9-01c7", token=(7, 31), attempt=2))
-    assert payload.decode(end.result) == ("k3f9-01c7", (7, 31), 2, "attic")
+    end = shared.launch("ask", call(ask, task=TASK, token=(7, 31), attempt=2))
+    assert payload.decode(end.result) == (TASK, (7, 31), 2, "attic")
     assert context.current() is None
 
 
@@ -242,10 +246,10 @@ def shell(script: str, **fields: Any) -> work.Command:
 def test_commands_print_and_succeed(shared: Bench) -> None:
     script = "cat; echo $BLACKROAD_TASK_ID $BLACKROAD_TOKEN $BLACKROAD_ATTEMPT $COLOUR; pwd >&2"
     todo = shell(script, env={"COLOUR": "red"}, cwd="/", stdin=payload.encode(b"input\n"))
-    end = shared.launch("cat", run_of(todo, task_id="t-1", token=(2, 3)))
+    end = shared.launch("cat", run_of(todo, task=TASK, token=(2, 3)))
     assert (end.status, end.facts["exit_status"]) == ("done", 0)
     assert payload.decode(end.result) == 0
-    assert shared.printed("cat") == b"input\nt-1 2/3 1 red\n/\n"
+    assert shared.printed("cat") == f"input\n{text32(TASK)} 2/3 1 red\n/\n".encode()
 
 
 @pytest.mark.parametrize(

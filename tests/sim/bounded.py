@@ -118,6 +118,10 @@ def message(said: m.Message) -> str:
                     "",
                 )
             )
+        case m.Grant() if said.more:
+            size = sum(len(one.work) for one in said.more)
+            most = at_most.BUNDLE_BYTES_MAX
+            return f"{size} bytes of a bundle, and {most} is the limit" if size > most else ""
         case m.Grant() if isinstance(said.work, bytes):
             return _many("bytes of work", said.work, at_most.INLINE_BYTES_MAX)
         case m.Outcome() if isinstance(said.result, bytes):

@@ -17,6 +17,7 @@ from blackroad.limits import FOREVER_MS, LEASE_MS, SESSION_LEASE_MS, bound_ms
 from blackroad.router import effects as e
 from blackroad.router.works import State
 from tests.sim import bounded
+from tests.sim.clients import ended_of
 from tests.sim.network import CALM
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Observer:
         if process.start.spec.isolated:
             truth.alone_on.add(machine.index)
             truth.alone_ms = min(truth.alone_ms, self.world.now)
-        used = len(machine.processes) + 1
+        used = len(machine.processes) + (process.key not in machine.processes)
         if used > machine.slots:
             self._broken("I4", task, f"is number {used} on {machine.slots} slots")
 
@@ -197,20 +198,27 @@ class Observer:
                 if truth.durable and task not in machine.disk.tasks:
                     self._broken("I1", task, "accepted before it is flushed")
         elif isinstance(message, m.Ended):
-            row = machine.disk.ends.get(message.task)
-            truth = self.tasks[message.task]
-            outcome = _outcome(message)
-            if truth.durable and (row is None or _outcome(row) != outcome):
-                self._broken("I2", message.task, "told before it is flushed")
-            if isinstance(message.result, m.Ref):
-                self._result_is_here(machine, message.task, message.result)
-            self._ends(message.task, truth, message)
-            if truth.ended is not None and truth.ended != outcome:
-                self._broken("I2", message.task, f"ended {truth.ended}, now {outcome}")
-            if truth.ended is None:
-                self.outcomes += 1
-                truth.ended_ms = self.world.now
-            truth.ended = outcome
+            self._tells(machine, message)
+        elif isinstance(message, m.Results):
+            for one in message.results:
+                self._tells(machine, ended_of(one, message.node))
+
+    def _tells(self, machine: Machine, message: m.Ended) -> None:
+        """An outcome is shown to a client."""
+        row = machine.disk.ends.get(message.task)
+        truth = self.tasks[message.task]
+        outcome = _outcome(message)
+        if truth.durable and (row is None or _outcome(row) != outcome):
+            self._broken("I2", message.task, "told before it is flushed")
+        if isinstance(message.result, m.Ref):
+            self._result_is_here(machine, message.task, message.result)
+        self._ends(message.task, truth, message)
+        if truth.ended is not None and truth.ended != outcome:
+            self._broken("I2", message.task, f"ended {truth.ended}, now {outcome}")
+        if truth.ended is None:
+            self.outcomes += 1
+            truth.ended_ms = self.world.now
+        truth.ended = outcome
 
     def _result_is_here(self, machine: Machine, task: bytes, result: m.Ref) -> None:
         """R-outcome-3: who tells of a large result has it."""
@@ -296,7 +304,8 @@ class Observer:
         for task, truth in self.tasks.items():
             here = any(node == machine.id for lives in truth.starts.values() for node, _ in lives)
             granted = machine.node is not None and any(
-                work.grant.task == task for work in machine.node.worker.works.values()
+                task == work.grant.task or any(one.task == task for one in work.grant.more)
+                for work in machine.node.worker.works.values()
             )
             if truth.owner == machine.index or here or granted:
                 truth.excused = True

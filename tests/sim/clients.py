@@ -26,6 +26,11 @@ ALIVE_MS = 10_000
 _encode = msgspec.msgpack.encode
 
 
+def ended_of(result: m.Result, node: bytes) -> m.Ended:
+    """What a line of Results stands for."""
+    return m.Ended(result.task, m.End.DONE, "", result.result, m.Facts(result.run_us), node, 1)
+
+
 class ClientTask:
     """One task as its client sees it."""
 
@@ -191,6 +196,9 @@ class Client:
                 self._reopen()
             case m.Ended():
                 self._ended(message)
+            case m.Results():
+                for one in message.results:
+                    self._ended(ended_of(one, message.node))
             case m.Reply():
                 self.replies.append(message)
 

@@ -68,6 +68,8 @@ class Cluster:
         self.plans: dict[bytes, Plan] = {}
         self.names = Names()
         self.heartbeat_ms = heartbeat_ms
+        # How long the tasks of a bundle may run together; -1 is what a daemon does.
+        self.bundle_us = -1
         # Do messages of one turn to one peer leave together?  Do lives greet each other, and a
         # starting one before it serves?
         self.batches = batches or links

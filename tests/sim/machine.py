@@ -176,6 +176,8 @@ class Machine(Processes):
             election_priority=self.priority,
             heartbeat_ms=self.world.heartbeat_ms,
         )
+        if self.world.bundle_us >= 0:
+            node.owner.granting.bundle_us = self.world.bundle_us
         self.node = node
         self.stopping = self.paused = self._knows_full = False
         self.world.told(f"{self.name} starts life {disk.counter}")
@@ -532,6 +534,8 @@ class Machine(Processes):
                 self._start_process(effect)
             case e.Extend():
                 self._extend(effect)
+            case e.Divide():
+                self._divide(self.processes.get(effect.key))
             case e.Kill():
                 self._kill(self.processes.get(effect.key), "killed")
             case e.Persist():

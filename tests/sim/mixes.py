@@ -15,6 +15,7 @@ from tests.sim.processes import Plan, object_bytes
 NEEDS = Needs().to_wire()
 SSD_NEEDS = Needs(labels={"disk": "ssd"}).to_wire()
 LEASES_MS = (0, 5_000, 5_000, 5_000, 5_000, 8_000, 40_000)
+SHORT_MS = 200
 RUNS_MS = (1, 1, 20, 200, 2_000, 6_000, 20_000)
 FATES = ("done",) * 8 + ("fail", "crash", "oom", "poison", "hang")
 FIRST_MS = 3_200
@@ -189,6 +190,9 @@ class Work:
         if mix.plans[0].run_ms > LONG_MS or spec.gang > 1 or spec.exclusive:
             count = min(count, 2)
         heavy = "heavy_work" in self._faults
+        if "bundles" in self._faults and mix.plans[0].run_ms <= SHORT_MS and not heavy:
+            # Enough of them that some still wait when the first ones were measured.
+            count *= 4
         cancelled = "cancel" in self._faults and rng.random() < 0.5
         pieces = []
         for _ in range(count):

@@ -374,7 +374,7 @@ def cancel_before_proof() -> list[Patch]:
 
     def stop(self: Owner, task: Any, end: m.End, reason: str, now_ms: int) -> None:
         if task.state is not TaskState.ENDED:
-            self._finish(task, end, reason, b"", m.Facts(), b"", now_ms)
+            self.finish(task, end, reason, b"", m.Facts(), b"", now_ms)
 
     return [(Owner, "stop", stop)]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from blackroad import node as n
 from blackroad.bus import messages as m
 from blackroad.limits import CHUNK_BYTES
@@ -48,9 +50,10 @@ class Plan:
 
 
 class Process:
-    """A running attempt."""
+    """A running attempt; of a bundle, the task that runs now, and what was done before it."""
 
     __slots__ = (
+        "before",
         "deadline_ms",
         "dying",
         "ends",
@@ -59,6 +62,7 @@ class Process:
         "key",
         "left",
         "machine",
+        "more",
         "plan",
         "start",
     )
@@ -74,6 +78,8 @@ class Process:
         self.left = 0
         self.deadline_ms = start.deadline_ms
         self.dying = False
+        self.more = list(start.more)
+        self.before: tuple[m.Early, ...] = ()
 
 
 class Processes:
@@ -141,6 +147,32 @@ class Processes:
         if process is not None:
             process.deadline_ms = max(process.deadline_ms, extend.deadline_ms)
 
+    def _divide(self, process: Process | None) -> None:
+        """Take back what of a bundle has not begun."""
+        if process is not None and not process.dying:
+            process.more.clear()
+            self.world.at(
+                self.world.now, self.feed, n.Split(process.key, process.before), self.life
+            )
+
+    def _next(self, process: Process, result: m.Payload, facts: m.Facts) -> bool:
+        """Go on with the next task of a bundle, where this one ended as it should."""
+        if process.fate != "done" or not process.more or not isinstance(result, bytes):
+            return False
+        world = self.world
+        world.observer.finished(self, process, m.Status.DONE, result)  # type: ignore[arg-type]
+        process.before = (*process.before, m.Early(result, facts.run_us))
+        item = process.more.pop(0)
+        process.start = replace(process.start, task=item.task, work=item.work)
+        process.plan = world.plan(item.task)
+        process.fate = process.plan.fate_of(process.start.attempt)
+        process.ends = world.now + int(max(process.plan.run_ms, 0) / self.speed)
+        world.observer.starts(self, process)  # type: ignore[arg-type]
+        if world.listens:
+            world.told(f"{self.name} runs {world.names.task(item.task)}, in company")
+        world.at(process.ends, self._exits, process)
+        return True
+
     def _watch(self, process: Process) -> None:
         at = max(self.true(process.deadline_ms), self.world.now)
         self.world.at(at, self._supervise, process, self._true0)
@@ -179,9 +211,10 @@ class Processes:
         if node is None or node.inc != process.inc or why in ("power", "leftover"):
             return
         if why == "killed":
-            self.feed(n.Killed(process.key))
+            self.feed(n.Killed(process.key, process.before))
         else:
-            self.feed(n.Finished(process.key, m.Status.LAPSED, b"", m.Facts()))
+            lapsed = m.Status.LAPSED
+            self.feed(n.Finished(process.key, lapsed, b"", m.Facts(), process.before))
 
     # --- freeze and thaw --------------------------------------------------------------------------
 
@@ -220,14 +253,16 @@ class Processes:
             return
         if fate == "hang":
             return
-        del self.processes[process.key]
         status, result, facts = self._left_by(process)
+        if self._next(process, result, facts):
+            return
+        del self.processes[process.key]
         if world.listens:
             world.told(f"{world.names.task(task)} ends on {self.name}: {fate}")
         world.observer.finished(self, process, status, result)  # type: ignore[arg-type]
         node = self.node
         if node is not None and node.inc == process.inc:
-            self.feed(n.Finished(process.key, status, result, facts))
+            self.feed(n.Finished(process.key, status, result, facts, process.before))
 
     def _left_by(self, process: Process) -> tuple[m.Status, m.Payload, m.Facts]:
         status = STATUS[process.fate]

@@ -63,7 +63,18 @@ from tests.sim.words import KINDS, MESSAGES
 FOLDER = Path(__file__).parent / "scenarios"
 SHOWN = frozenset(
     {
-        *("Grant", "Refused", "Recall", "Outcome", "OutcomeAck", "Accepted", "Rejected", "Ended"),
+        *(
+            "Grant",
+            "Refused",
+            "Recall",
+            "Outcome",
+            "OutcomeAck",
+            "Accepted",
+            "Rejected",
+            "Ended",
+            "Results",
+            "Divided",
+        ),
         *("Goodbye", "node.suspected", "node.died", "node.left", "task.isolated"),
         *("coordinator.changed", "runs", "ends", "dies", "starts", "loses", "daemon", "pauses"),
         *("resumes", "freezes", "thaws", "leaves", "takes", "gets", "counts"),
@@ -146,6 +157,8 @@ class Story:
         self.happened.append(line)
         if line.kind == "Ended":
             self.ended += 1
+        elif line.kind == "Results":
+            self.ended += len(line.words)
         if line.kind not in self.shown or not self._concerns(line):
             return
         at_ms = now_ms - self._began_ms

@@ -124,11 +124,13 @@ class Swarm:
             links=rng.random() < 0.15 or "real_links" in self.faults,
             **world,
         )
+        self.world.bundle_us = self._rng("bundles").choice((0, 0, 3_000, 100_000, 100_000_000))
         self.world.greets_first = self.world.greets and rng.random() < 0.5
         self.world.strict = self.world.greets and rng.random() < 0.5
         self._set_chances(rng)
         self.small = tiny.drawn(self._rng("tiny")) if "tiny_limits" in self.faults else {}
-        self.work = Work(self._rng("work"), drawn, len(self.boxes), self.fault_ms)
+        bundles = {"bundles"} if self.world.bundle_us > 0 else set()
+        self.work = Work(self._rng("work"), drawn | bundles, len(self.boxes), self.fault_ms)
         self.deeds = self._deeds(drawn)
         self.hand = Faults(self.world)
         self.hand.only_clones = self.faults <= HARMLESS_KINDS
@@ -151,7 +153,8 @@ class Swarm:
             f"weather: {self.weather}",
             f"faults for {self.fault_ms} ms: {', '.join(sorted(self.faults)) or 'none'}",
             f"heartbeat {self.world.heartbeat_ms}, batches {self.world.batches}, greets "
-            f"{self.world.greets} (first {self.world.greets_first}), links {self.world.links}",
+            f"{self.world.greets} (first {self.world.greets_first}), links {self.world.links}, "
+            f"bundles {self.world.bundle_us}",
         ]
         if self.small:
             lines.append(f"limits: {self.small}")

@@ -84,7 +84,9 @@ class Names:
                     if message.flags & m.GrantFlag[name]
                 ]
                 text = f"{self.task(message.task)} token={self.token(message.token)}"
-                return " ".join((text, f"lease={message.lease_ms // 1000}s", *flags))
+                along = [self.task(one.task) for one in message.more]
+                along = ["with", *along] if along else []
+                return " ".join((text, f"lease={message.lease_ms // 1000}s", *flags, *along))
             case m.Refused():
                 return f"token={self.token(message.token)} {message.reason.name.lower()}"
             case m.Recall():
@@ -99,7 +101,12 @@ class Names:
                 return f"refused {refused}" if refused else "all"
             case m.Outcome():
                 text = f"{self.task(message.task)} token={self.token(message.token)}"
-                return f"{text} {message.status.name.lower()}"
+                done = f" after {len(message.before)}" if message.before else ""
+                return f"{text} {message.status.name.lower()}{done}"
+            case m.Divided():
+                return f"token={self.token(message.token)} after {len(message.before)}"
+            case m.Results():
+                return " ".join(self.task(one.task) for one in message.results)
             case m.OutcomeAck():
                 return " ".join(self.token(token) for token in message.tokens)
             case m.Accepted():

@@ -56,6 +56,11 @@ def accepted(*numbers: int) -> Tell:
     return Tell(CLIENT, m.Accepted(tuple(task_id(number) for number in numbers)))
 
 
+def taken(*numbers: int) -> Tell:
+    """Attached tasks are accepted in company."""
+    return Tell(CLIENT, m.Accepted(tuple(task_id(number) for number in numbers)), lazy=True)
+
+
 def ended(number: int, end: m.End, reason: str = "", **changes: Any) -> Tell:
     fields = {"result": b"", "facts": NO_FACTS, "node": PEER, "attempts": 1, **changes}
     return Tell(CLIENT, m.Ended(task_id(number), end, reason, **fields))

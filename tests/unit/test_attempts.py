@@ -34,7 +34,6 @@ from tests.unit.owner_words import (
     NEWER,
     OLDER,
     RUNNING,
-    accepted,
     ack,
     done,
     ended,
@@ -46,6 +45,7 @@ from tests.unit.owner_words import (
     says,
     state,
     stop,
+    taken,
 )
 
 # --- proofs --------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_a_gang_is_granted_with_one_token_and_held() -> None:
     token, effects = gang(bench)
     hold = int(m.GrantFlag.HOLD)
     assert effects == [
-        accepted(1),
+        taken(1),
         grant_of(token, spec=GANG, flags=hold, share=0),
         grant_of(token, spec=GANG, flags=hold, share=0, to=OTHER),
     ]

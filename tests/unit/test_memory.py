@@ -13,10 +13,10 @@ from blackroad.router.records import ClassState, Task
 from tests.unit.builders import NEEDS, OwnerBench, spec, task_id
 
 
-def ended_task(number: int) -> Task:
+def ended_task(number: int, result: bytes = 20 * b"result") -> Task:
     cls = ClassState(1, spec(), from_wire(NEEDS))
-    task = Task(task_id(number), cls, b"", None, b"work", False, 0)
-    task.ended = m.Ended(task.id, m.End.DONE, "", b"result", m.Facts(run_us=7), b"", 1)
+    task = Task(task_id(number), cls, cls.spec, b"", None, b"work", False, 0)
+    task.ended = m.Ended(task.id, m.End.DONE, "", result, m.Facts(run_us=7), b"", 1)
     return task
 
 
@@ -32,6 +32,14 @@ def test_the_story_stays_and_the_bytes_go() -> None:
     kept = told.recent[task_id(1)]
     assert kept.work == b""
     assert kept.ended == m.Ended(task_id(1), m.End.DONE, "", b"", m.Facts(run_us=7), b"", 1)
+
+
+def test_a_result_of_a_few_bytes_may_stay() -> None:
+    """Taking it away would cost more than it does."""
+    told = Memory(let_go)
+    task = ended_task(1, b"few")
+    told.seen(task)
+    assert told.recent[task_id(1)].ended is task.ended
 
 
 def test_the_oldest_story_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:

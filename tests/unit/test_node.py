@@ -100,7 +100,7 @@ def test_a_single_node_runs_a_task_before_any_coordinator_is_elected() -> None:
     node = opened()
     effects = node.handle(client(submit(1)), 10)
     assert effects == [
-        Tell(CLIENT, m.Accepted((task_id(1),))),
+        Tell(CLIENT, m.Accepted((task_id(1),)), lazy=True),
         Start(KEY, task_id(1), spec(), None, b"work", 1, (), 10 + 19_000),
     ]
     assert done_task(node, 50) == [ENDED]

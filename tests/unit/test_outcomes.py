@@ -9,7 +9,6 @@ import pytest
 from blackroad.bus import messages as m
 from blackroad.ids import Token, incarnation
 from blackroad.limits import DISK_PROBLEM
-from blackroad.router.attempts import attempt_row
 from blackroad.router.effects import (
     AttemptRow,
     Effect,
@@ -20,6 +19,7 @@ from blackroad.router.effects import (
     Send,
     TaskRow,
 )
+from blackroad.router.judge import attempt_row
 from blackroad.router.records import TaskState
 from tests.unit.builders import (
     CLIENT,

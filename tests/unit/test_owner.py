@@ -60,6 +60,7 @@ from tests.unit.owner_words import (
     says,
     state,
     stop,
+    taken,
 )
 
 # --- submit --------------------------------------------------------------------------------------
@@ -69,13 +70,13 @@ def test_an_attached_task_is_accepted_and_granted_in_one_turn() -> None:
     """R-submit-1, cold submit: attached: set in memory, and Accepted at once."""
     bench = OwnerBench()
     bench.allow(PEER=1)
-    assert bench.submit(1) == [accepted(1), grant_of(OWN, share=1)]
+    assert bench.submit(1) == [taken(1), grant_of(OWN, share=1)]
 
 
 def test_without_a_table_it_waits() -> None:
     """R-demand-5: an owner with a live coordinator asks it first."""
     bench = OwnerBench()
-    assert bench.submit(1) == [accepted(1)]
+    assert bench.submit(1) == [taken(1)]
     assert state(bench) is TaskState.QUEUED
 
 
@@ -83,7 +84,7 @@ def test_the_same_submit_gets_the_same_answer() -> None:
     """R-submit-4: a known id and the same content."""
     bench = OwnerBench()
     bench.submit(1)
-    assert bench.submit(1, 2) == [accepted(1), accepted(2)]
+    assert bench.submit(1, 2) == [accepted(1), taken(2)]
     assert len(bench.owner.tasks) == 2
 
 
@@ -97,7 +98,7 @@ def test_what_its_session_has_seen_is_not_begun_again() -> None:
     code = m.Ref(digest(1), 70_000)
     assert bench.submit(1, code=code, now_ms=250) == [accepted(1)]
     both = bench.submit(1, 2, now_ms=300)
-    assert both[:2] == [accepted(1), accepted(2)]
+    assert both[:2] == [accepted(1), taken(2)]
     assert [task.id for task in bench.owner.tasks.values()] == [task_id(2)]
 
 
@@ -135,7 +136,7 @@ def test_a_task_that_one_submit_names_twice_is_one_task(durable: bool) -> None:
     effects = bench.submit(1, tasks=(item, m.Item(task_id(2), b"work"), item), durable=durable)
     assert len(bench.owner.tasks) == 2
     assert sum(cls.queued for cls in bench.owner.classes.values()) == 2
-    assert effects.count(accepted(1, 2)) == (0 if durable else 1)
+    assert effects.count(taken(1, 2)) == (0 if durable else 1)
     assert sum(isinstance(one, Persist) for one in effects) == durable
 
 
@@ -183,7 +184,7 @@ def test_a_copy_that_waits_for_nodes_is_not_begun_when_the_task_is_over() -> Non
     bench = OwnerBench(nodes=())
     assert bench.submit(1, spec=spec(gang=2), now_ms=100) == []
     bench.meet(PEER, 200)
-    assert bench.submit(1, spec=spec(gang=2), now_ms=300) == [accepted(1)]
+    assert bench.submit(1, spec=spec(gang=2), now_ms=300) == [taken(1)]
     bench.owner.on_cancel(CLIENT, m.Cancel((task_id(1),)), 400)
     bench.owner.on_seen(SESSION, (task_id(1),))
     assert of_kind(bench.turn(400), m.Ended)
@@ -212,7 +213,7 @@ def test_wait_for_node_is_accepted_and_queued() -> None:
     """R-submit-6: with `wait_for_node` it is Accepted and stays queued."""
     bench = OwnerBench()
     large = spec(Needs(cpu=64).to_wire())
-    assert bench.submit(1, spec=large, wait_for_node=True) == [accepted(1)]
+    assert bench.submit(1, spec=large, wait_for_node=True) == [taken(1)]
 
 
 def test_objects_are_pulled_before_the_answer() -> None:
@@ -222,7 +223,7 @@ def test_objects_are_pulled_before_the_answer() -> None:
     assert bench.submit(1, code=code) == [Fetch(code, ME, CLIENT)]
     assert bench.submit(2, code=code) == []
     bench.owner.on_fetched(code.digest, 50)
-    assert bench.turn(50) == [Pin(code.digest), accepted(1), accepted(2)]
+    assert bench.turn(50) == [Pin(code.digest), taken(1), taken(2)]
 
 
 def test_objects_that_cannot_be_had_reject_the_submit() -> None:

@@ -107,7 +107,7 @@ def test_unseen_outcomes_are_repeated() -> None:
     assert bench.tick(6500)[1] == [Tell(CLIENT, ended(2)), Tell(CLIENT, ended(1))]
     assert bench.tick(14_499)[1] == []
     # Who reads again is told again soon.
-    bench.it.seen(SESSION, task_id(1))
+    bench.it.seen(SESSION, (task_id(1),))
     assert bench.tick(15_500)[1] == [Tell(CLIENT, ended(2))]
 
 
@@ -134,7 +134,7 @@ def test_a_dropped_session_gives_its_attached_tasks() -> None:
     bench = Bench()
     bench.open()
     bench.it.attach(SESSION, [m.Item(task_id(n), b"") for n in (1, 2)])
-    bench.it.seen(SESSION, task_id(1))
+    bench.it.seen(SESSION, (task_id(1),))
     assert tuple(bench.it.drop(SESSION)) == (task_id(2),)
     assert tuple(bench.it.drop(SESSION)) == ()
     assert bench.it.of_client(CLIENT) is None
