@@ -14,7 +14,7 @@ CODE := blackroad tests $(wildcard bench)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint sim mutants chaos fuzz abuse net-test bench format install uninstall systemd-test clean
+.PHONY: help demo test test-all lint sim mutants chaos fuzz abuse net-test bench bench-growth format install uninstall systemd-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -69,8 +69,12 @@ abuse: $(DEV_STAMP) ## strangers against a closed cluster, with figures: ROWS=35
 net-test: $(DEV_STAMP) ## (root) closed clusters in network namespaces: joining, firewalls, two networks
 	@$(PYTHON_IN) -m pytest -n 0 -m "" tests/net $(ARGS)
 
-bench: $(DEV_STAMP) ## measure this machine
+bench: $(DEV_STAMP) ## beside other task systems: ARGS="--systems blackroad,zmq-raw --work noop --quick"
 	@$(PYTHON_IN) -m bench $(ARGS)
+
+bench-growth: $(DEV_STAMP) ## cost against size, with plots, for docs/performance.md
+	@$(PYTHON_IN) -c 'import matplotlib' 2>/dev/null || $(PYTHON_IN) -m pip install -q matplotlib
+	@$(PYTHON_IN) -m bench --growth $(ARGS)
 
 install: ## (root) program, unit and configuration; PREFIX=/opt/blackroad, DESTDIR= only stages
 	@tools/install '$(PREFIX)' '$(DESTDIR)' '$(EXTRAS)'

@@ -1,182 +1,142 @@
-"""`python -m bench`: the figures of the README, measured here and now.
+"""`python -m bench`: this project beside other task systems, on the machine it runs on.
 
-Prints a table, and JSON with `--json FILE`.  Absolute figures belong to one machine; compare
-ratios, and only those of one run.
+    python -m bench                                 everything that is installed, with targets
+    python -m bench --systems blackroad,zmq-raw --work noop,latency --quick
+    python -m bench --list                          systems and workloads, and what is missing
+    python -m bench --table FILE                    the tables of a former run
+    python -m bench --growth                        cost against size, with plots for the docs
+    python -m bench --write-docs                    put the last run into docs/performance.md
+    python -m bench presence failover stream        parts that have no peer
+
+Absolute figures belong to one machine; compare ratios, and only those of one run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
-from bench.mesh import cpu_seconds, mesh, pss_mib, tree_of, until
-from bench.stream import stream
+from bench import limits, peers, proc, table
+from bench.parts import LONG_PARTS, PARTS
+from bench.runner import Plan, Row, machine, run, skipped
+from bench.systems import REGISTRY
+from bench.works import WORKS
 
-NOOPS = 20_000
-ROUND_TRIPS = 1_000
-IDLE_S = 10.0
-
-
-def nothing() -> None:
-    """The task that does nothing."""
-
-
-def presence(repeat: int) -> dict[str, Any]:
-    """How soon three daemons see each other, and how soon a cold mesh gives its first result."""
-    runs = [_one_start() for _ in range(repeat)]
-    return {
-        "first_result_s": round(max(run[0] for run in runs), 2),
-        "see_each_other_s": round(max(run[1] for run in runs), 2),
-        "coordinator_s": round(max(run[2] for run in runs), 2),
-        "of_runs": repeat,
-    }
+RESULTS = Path(__file__).absolute().parent / "results"
+LAST = RESULTS / "last.json"
+# What the machine can do is no workload of a system, but chosen like one.
+LIMITS = "limits"
+QUICK = {"repeats": 1, "sizes": (1_000, 10_000), "cap_s": 10.0, "quiet_s": 0.0, "again": 0}
 
 
-def _one_start() -> tuple[float, float, float]:
-    with mesh(3, BLACKROAD_SLOTS="1", BLACKROAD_OPENCL="off") as daemons:
-        started = daemons[-1].started
-        with daemons[0].client() as br:
-            br.submit(nothing).result(30)
-            first_s = time.perf_counter() - daemons[0].started
-            until(lambda: _alive(br) == 3)
-            seen_s = time.perf_counter() - started
-            until(lambda: br.nodes()["coordinator"])
-            return first_s, seen_s, time.perf_counter() - started
-
-
-def _alive(br: Any) -> int:
-    return sum(row["state"] == "alive" for row in br.nodes()["nodes"])
-
-
-def failover(repeat: int) -> dict[str, Any]:
-    """How long the mesh is without a coordinator after its coordinator was killed."""
-    runs = [_one_failover() for _ in range(repeat)]
-    return {
-        "new_coordinator_s": round(max(run[0] for run in runs), 2),
-        "tasks_done_meanwhile": min(run[1] for run in runs),
-        "of_runs": repeat,
-    }
-
-
-def _one_failover() -> tuple[float, int]:
-    """Kill the coordinator under load; return seconds to the next one, and tasks done till then."""
-    with mesh(3, BLACKROAD_SLOTS="1", BLACKROAD_OPENCL="off") as daemons:
-        clients = [daemon.client() for daemon in daemons]
-        until(lambda: all(_alive(br) == 3 for br in clients) and _agreed(clients))
-        name = _agreed(clients)
-        at = next(n for n, daemon in enumerate(daemons) if daemon.name == name)
-        rest = [br for n, br in enumerate(clients) if n != at]
-        futures = [rest[0].submit(time.sleep, 0.02, pure=True) for _ in range(100)]
-        daemons[at].kill()
-        killed = time.perf_counter()
-        until(lambda: all(_leader(br) not in ("", name) for br in rest))
-        took_s = time.perf_counter() - killed
-        done = sum(future.done() for future in futures)
-        for future in futures:
-            future.result(60)
-        for br in clients:
-            br.close()
-        return took_s, done
-
-
-def _agreed(clients: list[Any]) -> str:
-    """The coordinator that all follow, or nothing."""
-    names = {_leader(br) for br in clients}
-    return names.pop() if len(names) == 1 else ""
-
-
-def _leader(br: Any) -> str:
-    return next((row["name"] for row in br.nodes()["nodes"] if row["coordinator"]), "")
-
-
-def throughput(repeat: int) -> dict[str, Any]:
-    """No-op tasks, each its own submit and future, to one node with two worker processes."""
-    rates, p50, p99 = [], [], []
-    with (
-        mesh(1, BLACKROAD_SLOTS="2", BLACKROAD_OPENCL="off") as daemons,
-        daemons[0].client() as br,
-    ):
-        until(lambda: _leader(br))
-        wait([br.submit(nothing) for _ in range(2_000)])
-        for _ in range(repeat):
-            begin = time.perf_counter()
-            futures = [br.submit(nothing) for _ in range(NOOPS)]
-            for future in futures:
-                future.result(60)
-            rates.append(NOOPS / (time.perf_counter() - begin))
-            trips = sorted(_round_trip(br) for _ in range(ROUND_TRIPS))
-            p50.append(trips[ROUND_TRIPS // 2])
-            p99.append(trips[ROUND_TRIPS * 99 // 100])
-    return {
-        "noop_per_s": round(statistics.median(rates)),
-        "round_trip_p50_us": round(statistics.median(p50) * 1e6),
-        "round_trip_p99_us": round(statistics.median(p99) * 1e6),
-        "of_runs": repeat,
-    }
-
-
-def _round_trip(br: Any) -> float:
-    begin = time.perf_counter()
-    br.submit(nothing).result(10)
-    return time.perf_counter() - begin
-
-
-def idle(seconds: float) -> dict[str, Any]:
-    """What a node costs that has nothing to do."""
-    with mesh(1) as daemons, daemons[0].client() as br:
-        until(lambda: _leader(br))
-        until(lambda: br.nodes()["nodes"][0]["devices"] is not None)
-        br.submit(nothing).result(30)
-        process = daemons[0].process
-        assert process is not None
-        time.sleep(2)
-        family = tree_of(process.pid)
-        before = cpu_seconds(family)
-        alone_before = cpu_seconds([process.pid])
-        time.sleep(seconds)
-        family = tree_of(process.pid)
-        return {
-            "daemon_pss_mib": round(pss_mib([process.pid]), 1),
-            "family_pss_mib": round(pss_mib(family), 1),
-            "processes": len(family),
-            "daemon_cpu_percent": round(
-                100 * (cpu_seconds([process.pid]) - alone_before) / seconds, 2
-            ),
-            "family_cpu_percent": round(100 * (cpu_seconds(family) - before) / seconds, 2),
-            "over_s": seconds,
-        }
-
-
-PARTS = {
-    "presence": lambda repeat: presence(repeat),
-    "failover": lambda repeat: failover(repeat),
-    "throughput": lambda repeat: throughput(repeat),
-    "idle": lambda _repeat: idle(IDLE_S),
-}
-# Minutes each: only when asked for by name.
-LONG_PARTS = {
-    "stream": lambda _repeat: stream(),
-}
-
-
-HELP = f"default: {', '.join(PARTS)}"
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = ", ".join(PARTS | LONG_PARTS)
+    made.add_argument("part", nargs="*", metavar="PART", help=f"one of {names}")
+    made.add_argument("--systems", default="all", metavar="A,B")
+    made.add_argument("--work", default="all", metavar="A,B")
+    made.add_argument("--repeat", type=int, default=3, metavar="N")
+    made.add_argument("--quick", action="store_true", help="once, fewer tasks, no waiting")
+    made.add_argument("--quiet", type=float, default=20.0, metavar="S", help="wait for idle cores")
+    made.add_argument("--again", type=int, default=1, metavar="N", help="rerun disturbed cells")
+    made.add_argument("--json", type=Path, metavar="FILE", help=f"default: {LAST.name}")
+    made.add_argument("--list", action="store_true")
+    made.add_argument("--table", type=Path, metavar="FILE")
+    made.add_argument("--growth", action="store_true")
+    made.add_argument("--write-docs", action="store_true")
+    return made
 
 
 def main() -> int:
-    """Measure what was asked for and print it."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("part", nargs="*", choices=[[], *PARTS, *LONG_PARTS], help=HELP)
-    parser.add_argument("--repeat", type=int, default=3, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
+    """Do what was asked for; 2 where that cannot be."""
+    assert peers
+    proc.end_in_order()
+    command = parser()
+    given = command.parse_args()
+    unknown = sorted(set(given.part) - set(PARTS | LONG_PARTS))
+    if unknown:
+        command.error(f"there is no part {unknown[0]}; there are: {', '.join(PARTS | LONG_PARTS)}")
+    if given.part:
+        return _parts(given)
+    if given.list:
+        return _list()
+    if given.table:
+        print(table.whole(json.loads(given.table.read_text())))
+        return 0
+    if given.growth:
+        from bench import growth
+
+        return growth.main(quick=given.quick)
+    if given.write_docs:
+        from bench import docs
+
+        return docs.write(LAST)
+    return _compare(command, given)
+
+
+def _compare(command: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    systems = _chosen(command, "system", given.systems, list(REGISTRY))
+    works = _chosen(command, "workload", given.work, [*WORKS, LIMITS])
+    plan = Plan(
+        systems,
+        tuple(one for one in works if one != LIMITS),
+        repeats=given.repeat,
+        quiet_s=given.quiet,
+        again=given.again,
+    )
+    if given.quick:
+        plan = plan._replace(**QUICK)
+    report: dict[str, Any] = {"machine": machine(), "skipped": skipped(plan)}
+    report["quick"] = given.quick
+    out = given.json or LAST
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(rows: list[Row]) -> None:
+        out.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+
+    # First, so that a run which is broken off has them.
+    stands = limits.run(plan.repeats) if LIMITS in works else []
+    report["rows"] = stands + run(plan, lambda rows: save(stands + rows))
+    report["whole"] = True
+    save(report["rows"])
+    print(table.whole(report))
+    print(f"\nwritten to {out}")
+    return 0
+
+
+def _chosen(
+    command: argparse.ArgumentParser, what: str, text: str, known: list[str]
+) -> tuple[str, ...]:
+    if text == "all":
+        return tuple(known)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        command.error(f"there is no {what} {wrong[0]}; there are: {', '.join(known)}")
+    return tuple(names)
+
+
+def _list() -> int:
+    for name, system in REGISTRY.items():
+        print(f"{name:22} {system.missing() or 'ready'}")
+    print()
+    for name, work in WORKS.items():
+        print(f"{name:22} {(work.__doc__ or '').partition('.')[0]}")
+    print(f"{LIMITS:22} {(limits.__doc__ or '').partition('.')[0]}")
+    return 0
+
+
+def _parts(given: argparse.Namespace) -> int:
     results: dict[str, Any] = {}
-    for part in given.part or PARTS:
+    for part in given.part:
         results[part] = (PARTS | LONG_PARTS)[part](given.repeat)
         for name, value in results[part].items():
             print(f"{part:11} {name:22} {value}", flush=True)

@@ -20,7 +20,10 @@ from blackroad import logs, service, starting
 from blackroad.answering import Answering
 from blackroad.bus import messages as m
 from blackroad.bus.boxes import bytes_per_second
-from blackroad.bus.sockets import Poller, Socket, bind_ipc
+from blackroad.bus.programs import CLIENT_PREFIX as CLIENT_PREFIX
+from blackroad.bus.programs import serve_programs
+from blackroad.bus.sockets import Socket
+from blackroad.bus.sources import Sources
 from blackroad.bus.topic_wires import TopicWires
 from blackroad.discovery.machine import sensors
 from blackroad.errors import BlackroadError, StateDirectoryProblem
@@ -73,7 +76,6 @@ HOLD_WAITING = 8
 HOLD_MESSAGES = 64
 OVERSLEPT_MS = 750
 RUNTIME_FILE = "daemon.json"
-CLIENT_PREFIX = b"i"
 MEMBERSHIP_NOTES = frozenset({"node.joined", "node.reincarnated"})
 
 
@@ -110,8 +112,8 @@ class Daemon:
         self.log: Any = None
         self._stopping = False
         self._closers: list[Callable[[], None]] = []
-        self._handlers: dict[object, Callable[[], None]] = {}
-        self._poller = Poller()
+        self._sources = Sources()
+        self._poller = self._sources.poller
         self._events: list[AnyEvent] = []
         self._environment: dict[str, str] = {}
         self._held_ms = 0
@@ -149,10 +151,9 @@ class Daemon:
         self._transport = self._gate.open_transport(self._bus, life, caps.name)
         # Whoever finds this daemon may end it: from here on it goes in order.
         self._take_signals()
-        self._clients = self._bus.local_inbox()
-        bind_ipc(self._clients, str(self.paths.client_socket))
-        self._transport.add_client_socket(CLIENT_PREFIX, self._clients)
-        self._closers.append(lambda: self.paths.client_socket.unlink(missing_ok=True))
+        path = str(self.paths.client_socket)
+        local = serve_programs(path, self._transport.clients, self._sources, self._from_client)
+        self._closers.append(local.close)
         self._open_store(rowing.objects_of(chain.from_iterable(rows)))
         # Nothing of an earlier life runs any more after this.
         starting.await_clean(self._pool, self.log)
@@ -205,7 +206,7 @@ class Daemon:
         signals = service.Signals(self.stop)
         self._closers.append(signals.close)
         signals.install()
-        self._watch(signals.fd, signals.read)
+        self._sources.watch(signals.fd, signals.read)
 
     def _launch_pool(self) -> None:
         """Begin with the fork server: it comes up while this process reads its journal."""
@@ -244,8 +245,8 @@ class Daemon:
             self._transport,
             self.config.topics_keep_bytes,
             wall_ms,
-            self._watch,
-            self._unwatch,
+            self._sources.watch,
+            self._sources.unwatch,
         )
         self._running = Running(self.node, self._pool, self._store, self._events.append, self.log)
         self._answering = Answering(
@@ -303,11 +304,11 @@ class Daemon:
 
     def _start_discovery(self) -> None:
         arch = self.node.capabilities[self.node.me].arch
-        self._seeking.start(self._watch, arch, self._gate.door_shown())
+        self._seeking.start(self._sources.watch, arch, self._gate.door_shown())
         self._inventory.start(self.paths.cache, self._environment)
         self._closers.append(self._inventory.close)
         if self._inventory.fileno() >= 0:
-            self._watch(self._inventory.fileno(), self._on_probe)
+            self._sources.watch(self._inventory.fileno(), self._on_probe)
 
     def _write_runtime_file(self) -> None:
         """Tell local tools where this daemon is; written when it serves, removed when it stops."""
@@ -407,18 +408,16 @@ class Daemon:
         self._held_ms = 0
         self._transport.flush(now_ms)
 
-    def _drain(self, ready: list[tuple[Any, int]], now_ms: int) -> None:
+    def _drain(self, ready: list[tuple[Any, bool]], now_ms: int) -> None:
         """Turn what is ready into events; output of tasks comes before their ends."""
         pool_fds = self._pool_fds
         finished: list[int] = []
-        for what, _ in ready:
+        for what, room in ready:
             if what in pool_fds:
                 finished.append(what)
-                continue
-            handler = self._handlers.get(what)
-            if handler is not None:
-                handler()
-            elif not self._exchange.on_readable(what, now_ms):
+            elif not self._sources.handle(what, room) and not self._exchange.on_readable(
+                what, now_ms
+            ):
                 self._poller.forget(what)
         for fd in finished:
             for event in self._pool.read(fd):
@@ -497,46 +496,32 @@ class Daemon:
 
     # --- sources ----------------------------------------------------------------------------------
 
-    def _watch(self, what: Socket | int, handler: Callable[[], None]) -> None:
-        self._handlers[what] = handler
-        self._poller.watch(what)
-
-    def _unwatch(self, what: Socket | int) -> None:
-        self._handlers.pop(what, None)
-        self._poller.forget(what)
-
     def _watch_all(self) -> None:
-        self._watch(self._clients, self._on_clients)
-        self._watch(self._transport.inbox, self._on_inbox)
+        self._sources.watch(self._transport.inbox, self._on_inbox)
         self._hear_telemetry()
-        self._gate.watch_all(self._watch, self._unwatch)
-        self._watch(self._transport.bulk, self._exchange.on_server_readable)
-        self._watch(self._journal.wake_fd, self._on_flushed)
-        self._watch(self._running.sealer.fileno(), self._running.sealer.read)
+        self._gate.watch_all(self._sources.watch, self._sources.unwatch)
+        self._sources.watch(self._transport.bulk, self._exchange.on_server_readable)
+        self._sources.watch(self._journal.wake_fd, self._on_flushed)
+        self._sources.watch(self._running.sealer.fileno(), self._running.sealer.read)
 
     def _hear_telemetry(self) -> None:
         telemetry = self._transport.telemetry
 
         def hear(socket: Socket) -> None:
-            self._watch(socket, partial(self._on_telemetry, socket))
+            self._sources.watch(socket, partial(self._on_telemetry, socket))
 
-        telemetry.watch, telemetry.unwatch = hear, self._unwatch
+        telemetry.watch, telemetry.unwatch = hear, self._sources.unwatch
         for socket in telemetry.sockets():
             hear(socket)
 
     def _watch_pool(self) -> None:
         """The pool's descriptors come and go with its processes."""
         self._pool_version = self._pool.version
-        now = set(self._pool.fds())
-        for fd in self._pool_fds - now:
-            self._poller.forget(fd)
-        for fd in now - self._pool_fds:
+        # Those that were closed have left the poller by that, and their numbers may be in use
+        # again, by the pool itself as well: so none is taken out, and all are put in.
+        self._pool_fds = set(self._pool.fds())
+        for fd in self._pool_fds:
             self._poller.watch(fd)
-        self._pool_fds = now
-
-    def _on_clients(self) -> None:
-        for client, found in self._transport.clients.receive(CLIENT_PREFIX, self._clients):
-            self._from_client(client, found)
 
     def _on_inbox(self) -> None:
         now_ms = boot_ms()
@@ -594,7 +579,7 @@ class Daemon:
         fd = self._inventory.fileno()
         caps = self._inventory.look(self.log)
         if caps is not None:
-            self._unwatch(fd)
+            self._sources.unwatch(fd)
             self._running.found_environment = self._inventory.environment
             self._events.append(Probed(caps))
 

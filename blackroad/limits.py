@@ -145,6 +145,7 @@ RESERVATION_MS = 10_000  # a gang's offer that nobody used is withdrawn
 GANG_ASIDE_MS = 5_000  # and the gang is put aside, twice as long each time
 GANG_ASIDE_MS_MAX = 120_000
 GANG_NODES_MAX = 256  # members of one gang
+WARM_CODES_MAX = 64  # functions an owner keeps at hand between tasks
 WARM_CLASS_MS = 10_000  # a class stays in Demand after it ran dry
 AGEING_MS = 30_000  # one priority step per so much oldest wait
 

@@ -167,10 +167,9 @@ def _is_installed(path: str) -> bool:
 # --- functions ----------------------------------------------------------------------------------
 
 Encoded = tuple[bytes, bytes, str]
-
 FUNCTIONS_CACHED_MAX: Final = 256
 _MARKS_MAX: Final = 256
-_function_cache: OrderedDict[int, tuple[Any, list[object], Encoded]] = OrderedDict()
+_function_cache: OrderedDict[int, tuple[Any, Encoded, Callable[[], bool]]] = OrderedDict()
 _FIXED_TYPES: Final = frozenset(
     {
         type(None),
@@ -183,7 +182,6 @@ _FIXED_TYPES: Final = frozenset(
         range,
         type(...),
         types.CodeType,
-        types.BuiltinFunctionType,
     }
 )
 
@@ -193,25 +191,35 @@ def encode_function(fn: Callable[..., Any]) -> Encoded:
 
     Code from outside the standard library and site-packages is carried along, so the other side
     needs only the installed packages it uses.
-    Cost    a few microseconds for a function seen before whose code, defaults, closure and
+    Cost    half a microsecond for a function seen before whose code, defaults, closure and
             globals are the same objects and cannot change inside; else it is pickled again.
     Raises  NotPicklable naming what the function holds that cannot travel.
     """
+    return sealed_function(fn)[0]
+
+
+def sealed_function(fn: Callable[..., Any]) -> tuple[Encoded, Callable[[], bool] | None]:
+    """Return what `encode_function` does, and what tells whether that still holds later on.
+
+    None in the place of the latter means that only encoding it again tells.
+    """
     with _by_value_lock:
-        marks = _marks_of(fn)
         cached = _function_cache.get(id(fn))
         if cached is not None:
-            known, old_marks, encoded = cached
-            if known is fn and marks is not None and _same_objects(marks, old_marks):
+            known, encoded, same = cached
+            if known is fn and same():
                 _function_cache.move_to_end(id(fn))
-                return encoded
+                return encoded, same
             del _function_cache[id(fn)]
+        # Taken down before it is pickled: what changes in between is noticed the next time.
+        seal = _seal_of(fn)
         encoded = _encode_function(fn)
-        if marks is not None:
-            _function_cache[id(fn)] = (fn, marks, encoded)
-            if len(_function_cache) > FUNCTIONS_CACHED_MAX:
-                _function_cache.popitem(last=False)
-        return encoded
+        if seal is None:
+            return encoded, None
+        _function_cache[id(fn)] = (fn, encoded, seal.same)
+        if len(_function_cache) > FUNCTIONS_CACHED_MAX:
+            _function_cache.popitem(last=False)
+        return encoded, seal.same
 
 
 def _encode_function(fn: Callable[..., Any]) -> Encoded:
@@ -237,46 +245,148 @@ def function_name(fn: object) -> str:
     return name if len(name) <= NAME_CHARS_MAX else name[: NAME_CHARS_MAX - 1] + "…"
 
 
-def _same_objects(left: list[object], right: list[object]) -> bool:
-    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
+_ABSENT: Final = object()
 
 
-def _marks_of(fn: object) -> list[object] | None:
-    """List every object that the pickled function is made of.
+class _Part:
+    """One by-value function of those that a function is made of, as it was when it was pickled."""
+
+    __slots__ = ("cells", "code", "defaults", "fn", "given", "keywords", "label", "names", "scope")
+
+    def __init__(self, fn: types.FunctionType) -> None:
+        self.fn = fn
+        self.code = fn.__code__
+        self.defaults = fn.__defaults__
+        self.keywords = fn.__kwdefaults__
+        # The dictionary of keyword defaults may be changed while it stays the same object.
+        self.given = dict(self.keywords) if self.keywords else None
+        self.cells = tuple((cell, _content(cell)) for cell in fn.__closure__ or ())
+        self.scope = fn.__globals__
+        found = self.scope.get
+        self.names = tuple((name, found(name, _ABSENT)) for name in _global_names(self.code))
+        self.label = (fn.__module__, fn.__qualname__)
+
+    def same(self) -> bool:
+        """Is it made of the very same objects?"""
+        fn = self.fn
+        if (
+            fn.__code__ is not self.code
+            or fn.__defaults__ is not self.defaults
+            or fn.__kwdefaults__ is not self.keywords
+        ):
+            return False
+        for cell, content in self.cells:
+            if _content(cell) is not content:
+                return False
+        if self.names:
+            found = self.scope.get
+            for name, value in self.names:
+                if found(name, _ABSENT) is not value:
+                    return False
+        if self.given is not None and not _same_items(self.keywords, self.given):
+            return False
+        label = self.label
+        return fn.__module__ is label[0] and fn.__qualname__ is label[1] and not fn.__dict__
+
+
+class _Seal:
+    """What a pickled function was made of; `same` is true while it would be pickled alike.
+
+    Everything else that belongs to it cannot change: numbers, texts, code, tuples of those, and
+    what every node has installed.
+    """
+
+    __slots__ = ("_modules", "_partials", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._partials: list[tuple[functools.partial[Any], dict[str, Any]]] = []
+        self._modules: dict[str, types.ModuleType | None] = {}
+
+    def add_function(self, fn: types.FunctionType) -> None:
+        """Take down a function that travels by value."""
+        self._parts.append(_Part(fn))
+
+    def add_partial(self, partial: functools.partial[Any]) -> None:
+        """Take down a partial, whose keywords are a dictionary that may change."""
+        self._partials.append((partial, dict(partial.keywords)))
+
+    def add_module(self, name: str | None) -> None:
+        """Take down a module on which it depends whether something travels by value."""
+        if name is not None:
+            self._modules[name] = sys.modules.get(name)
+
+    def same(self) -> bool:
+        """Would the function be pickled to the same bytes?"""
+        for part in self._parts:
+            if not part.same():
+                return False
+        for partial, keywords in self._partials:
+            if not _same_items(partial.keywords, keywords):
+                return False
+        known = sys.modules.get
+        for name, module in self._modules.items():  # noqa: SIM110 - the usual loop of one, inline
+            if known(name) is not module:
+                return False
+        return True
+
+
+def _content(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _ABSENT  # a name that is not bound yet
+
+
+def _same_items(now: dict[str, Any] | None, before: dict[str, Any]) -> bool:
+    if now is None or len(now) != len(before):
+        return False
+    return all(now.get(name, _ABSENT) is value for name, value in before.items())
+
+
+def _seal_of(fn: object) -> _Seal | None:
+    """Take down every object that the pickled function is made of.
 
     None where a part may change while staying the same object (a list, an instance, a class, a
     module of the user's own): such a function is pickled each time, or stale code would run.
     """
-    marks: list[object] = []
+    seal = _Seal()
     waiting: list[Any] = [fn]
-    seen: set[int] = set()
+    seen: dict[int, object] = {}
     while waiting:
         item = waiting.pop()
         if id(item) in seen:
             continue
-        seen.add(id(item))
-        marks.append(item)
-        if len(marks) > _MARKS_MAX:
+        seen[id(item)] = item
+        if len(seen) > _MARKS_MAX:
             return None
         kind = type(item)
         if kind in _FIXED_TYPES:
             continue
         if kind is types.FunctionType:
+            seal.add_module(item.__module__)
             if not _importable(item.__module__):
                 if item.__dict__:
                     return None
+                seal.add_function(item)
                 waiting += _function_parts(item).values()
-                waiting.append(item.__code__)
         elif kind in (tuple, frozenset):
             waiting += item
+        elif kind is types.BuiltinFunctionType:
+            # A method of a list is one, too.
+            waiting.append(getattr(item, "__self__", None))
         elif kind is functools.partial:
+            seal.add_partial(item)
             waiting += (item.func, *item.args, *item.keywords.values())
         elif isinstance(item, type):
+            seal.add_module(item.__module__)
             if not _importable(item.__module__):
                 return None
-        elif not (kind is types.ModuleType and _importable(item.__name__)):
+        elif kind is types.ModuleType and _importable(item.__name__):
+            seal.add_module(item.__name__)
+        else:
             return None
-    return marks
+    return seal
 
 
 def _function_parts(fn: types.FunctionType) -> dict[str, Any]:

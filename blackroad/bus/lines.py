@@ -5,17 +5,15 @@ Edge.  This file must not know what any message means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from blackroad.bus import codec
 from blackroad.bus.messages import Reject
-from blackroad.bus.sockets import drain, send
 from blackroad.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Message
-    from blackroad.bus.sockets import Socket
 
 CLIENTS_MAX = 4_096
 OUTBOX_BYTES_MAX = 64 * 1024 * 1024
@@ -33,10 +31,11 @@ class _Line:
 
 
 class Lines:
-    """Everybody's line; a handle is one byte that names the socket, and the route on it."""
+    """Everybody's line; a handle is one byte that says by which way, and the route there."""
 
     def __init__(self, count: Callable[..., None]) -> None:
-        self.sockets: dict[bytes, Socket] = {}
+        # How to send frames, numbered, to a route of that kind.
+        self.senders: dict[bytes, Callable[[bytes, int, list[bytes]], bool]] = {}
         # Messages that wait to be flushed.
         self.lined_up = 0
         self.on_lost: Callable[[bytes], None] = lambda _client: None
@@ -49,22 +48,19 @@ class Lines:
     def __bool__(self) -> bool:
         return bool(self._ready)
 
-    def receive(self, prefix: bytes, socket: Socket) -> Iterator[tuple[bytes, list[Message]]]:
-        """Read one client socket until it would block; yield (handle, messages)."""
-        for frames in drain(socket):
-            if len(frames) < 3:
-                self._count("frames.short")
-                continue
+    def read(self, client: bytes, packets: Iterable[bytes]) -> Iterator[list[Message]]:
+        """Read what a client says, packet by packet; what cannot be read costs it an answer."""
+        for packet in packets:
             try:
-                codec.decode_header(frames[1])
-                for frame in frames[2:]:
-                    found, unknown = codec.CLIENT.decode(frame)
-                    if unknown:
-                        self._count("kinds.unknown", unknown)
-                    yield prefix + frames[0], found
+                found, unknown = codec.CLIENT.decode(packet)
             except RemoteProtocolError as error:
                 self._count("breach.client")
-                self.tell(prefix + frames[0], Reject("protocol", error.message[:256]))
+                self.tell(client, Reject("protocol", error.message[:256]))
+                continue
+            if unknown:
+                self._count("kinds.unknown", unknown)
+            if found:
+                yield found
 
     def tell(self, client: bytes, message: Message, lazy: bool = False) -> None:
         """Put a message in line for a client; a `lazy` one goes with the next that is not."""
@@ -105,13 +101,12 @@ class Lines:
             line = self._lines.get(client)
             if line is None:
                 continue
-            socket = self.sockets[client[:1]]
+            send = self.senders[client[:1]]
             waiting, line.waiting = line.waiting, []
             line.bytes = 0
             for frames, _ in codec.batches(waiting):
                 line.sequence += 1
-                header = codec.encode_header(0, line.sequence)
-                if not send(socket, [client[1:], header, *frames]):
+                if not send(client[1:], line.sequence, frames):
                     # Gone or not reading: what matters is repeated until it is seen.
                     self._count("client.lost")
                     self._lines.pop(client, None)

@@ -31,6 +31,7 @@ from blackroad.bus.code import (
     not_picklable,
     pickled,
     pickled_by_value,
+    sealed_function,
 )
 from blackroad.errors import RemoteProtocolError
 
@@ -50,8 +51,10 @@ __all__ = [
     "decode",
     "digest_of",
     "encode",
+    "encode_call",
     "encode_function",
     "join",
+    "sealed_function",
     "total_bytes",
 ]
 
@@ -138,8 +141,15 @@ def encode(value: object, *, label: str = "value") -> list[Segment]:
             must not be changed until the segments were sent or joined.
     Raises  NotPicklable naming the part that cannot travel, as a path that begins with `label`.
     """
-    if type(value) is bytes:
+    kind = type(value)
+    if isinstance(value, bytes) and kind is bytes:
         return [_FIXED.pack(_ARRAY2, RAW, _UINT64, len(value)), value]
+    if kind in _SCALARS or (isinstance(value, list) and _simple_list(value)):
+        try:
+            body = _pack_scalar(value)
+            return [_FIXED.pack(_ARRAY2, PLAIN, _UINT64, len(body)), body]
+        except (ValueError, OverflowError):
+            pass  # a text that is no text, or an int that needs more than 64 bits
     try:
         return _segments(PLAIN, *_writer.write(value))
     except (_NotPlain, ValueError, TypeError, OverflowError, RecursionError):
@@ -152,6 +162,46 @@ def encode(value: object, *, label: str = "value") -> list[Segment]:
         return _segments(CLOUDPICKLE, *pickled_by_value(value))
     except Exception as error:
         raise not_picklable(value, label, error) from None
+
+
+# What both packers write alike, and what holds nothing else.
+_SCALARS: Final = frozenset({int, float, str, bool, type(None)})
+_pack_scalar = msgspec.msgpack.Encoder().encode
+_FEW: Final = 15  # what the short form of an array holds
+_SMALL_BYTES: Final = 1024
+_SMALL_HEADS: Final = tuple(
+    _FIXED.pack(_ARRAY2, PLAIN, _UINT64, size) for size in range(_SMALL_BYTES)
+)
+# A pair as a tuple, whose first half is a tuple of so many; its second half is an empty dict.
+_CALL_BEGINS: Final = tuple(
+    bytes((0x93, 0xC7, 0, _TUPLE_CODE, 0x91 + count, 0xC7, 0, _TUPLE_CODE)) for count in range(_FEW)
+)
+_CALL_ENDS: Final = b"\x80"
+_CALL_BYTES: Final = len(_CALL_BEGINS[0]) + len(_CALL_ENDS)
+
+
+def _simple_list(value: list[Any]) -> bool:
+    return type(value) is list and _SCALARS.issuperset(map(type, value))
+
+
+def encode_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, label: str = "value"
+) -> list[Segment]:
+    """Turn the arguments of a call into what `encode((args, kwargs))` gives.
+
+    Cost    half of that for a few numbers and short texts.
+    Raises  NotPicklable.
+    """
+    if not kwargs and len(args) < _FEW and _SCALARS.issuperset(map(type, args)):
+        try:
+            items = _pack_scalar(args)
+        except (ValueError, OverflowError):
+            # A text that is no text, or an int that needs more than 64 bits.
+            return encode((args, kwargs), label=label)
+        size = len(items) - 1 + _CALL_BYTES
+        if size < _SMALL_BYTES:
+            return [_SMALL_HEADS[size], _CALL_BEGINS[len(args)] + items[1:] + _CALL_ENDS]
+    return encode((args, kwargs), label=label)
 
 
 def _segments(codec: int, body: bytes, buffers: list[memoryview]) -> list[Segment]:
@@ -406,6 +456,13 @@ def decode(buffer: bytes | bytearray | memoryview | mmap, *, allow_pickle: bool 
     Raises  RemoteProtocolError for damaged bytes, and for pickles unless `allow_pickle`; opening
             a pickle may raise anything, and runs code: never do it in a daemon.
     """
+    size = len(buffer)
+    if _FIXED.size < size < _SMALL_BYTES and buffer[1] == PLAIN and buffer[0] == _ARRAY2:
+        kind = buffer[_FIXED.size]
+        if kind in _SCALAR_KINDS or kind == _CALL_KIND:
+            found = _decode_small(bytes(buffer), size)
+            if found is not _LARGER:
+                return found
     view = memoryview(buffer)
     codec, body, buffers = _parts(view)
     if codec == PLAIN:
@@ -418,6 +475,55 @@ def decode(buffer: bytes | bytearray | memoryview | mmap, *, allow_pickle: bool 
             hint="only task processes and clients open pickles; ask for the task's result",
         )
     return pickle.loads(body, buffers=[_writable(piece) for piece in buffers])
+
+
+_LARGER: Final = object()
+_SCALAR_KINDS: Final = frozenset(
+    {
+        *range(0x80),  # small int
+        *range(0xA0, 0xC1),  # short text, nil
+        *(0xC2, 0xC3, 0xCA, 0xCB),  # bool, float
+        *range(0xCC, 0xD4),  # int
+        *(0xD9, 0xDA, 0xDB),  # text
+        *range(0xE0, 0x100),  # small negative int
+    }
+)
+_CALL_KIND: Final = _CALL_BEGINS[0][0]
+_LISTS: Final = {**dict.fromkeys(range(0x90, 0xA0), 1), 0xDC: 3, 0xDD: 5}  # bytes of the head
+_Scalar = int | float | str | bool | None
+_read_scalar = msgspec.msgpack.Decoder(_Scalar).decode
+_read_scalars = msgspec.msgpack.Decoder(list[_Scalar]).decode
+
+
+def _decode_small(data: bytes, size: int) -> Any:
+    """Open one scalar, or the arguments of a call that are scalars; anything else is _LARGER.
+
+    What does not fit in the least is left to the thorough way, which also says what is wrong.
+    """
+    start = _FIXED.size
+    if data[:start] != _SMALL_HEADS[size - start]:
+        return _LARGER
+    try:
+        if data[start] != _CALL_KIND:
+            return _read_scalar(data[start:])
+        items = start + _CALL_BYTES - 1
+        count = data[start + 4] - 0x91 if size > items else -1
+        if 0 <= count < _FEW and data[start:items] == _CALL_BEGINS[count] and data[-1] == 0x80:
+            return tuple(_read_scalars(bytes((0x90 + count,)) + data[items:-1])), {}
+    except (msgspec.MsgspecError, ValueError):
+        pass
+    return _LARGER
+
+
+def _list_of_scalars(body: memoryview) -> list[Any] | None:
+    """Open a list that holds nothing but scalars; None where it is something else, or damaged."""
+    head = _LISTS.get(body[0], 0) if len(body) else 0
+    if not head or len(body) <= head or body[head] not in _SCALAR_KINDS:
+        return None
+    try:
+        return _read_scalars(body)
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 def codec_of(buffer: bytes | bytearray | memoryview) -> int:
@@ -479,6 +585,8 @@ _skim = msgspec.msgpack.Decoder(msgspec.Raw)
 def _decode_plain(body: memoryview, buffers: list[memoryview]) -> Any:
     if len(body) > PLAIN_BODY_BYTES_MAX:
         raise RemoteProtocolError(f"plain data of {len(body)} bytes is above the limit")
+    if not buffers and (items := _list_of_scalars(body)) is not None:
+        return items
     reader = _PlainReader(buffers)
     try:
         # The unpacker makes room for what a header claims; this proves every claim beforehand.

@@ -99,6 +99,21 @@ class Puller:
         self.complete = self._missing == 0
         return self.complete
 
+    def have(self, end: int, now_ms: int) -> None:
+        """All before that byte came another way; a piece of a chunk does not count."""
+        chunks = self._chunks if end >= self.size else end // CHUNK_BYTES
+        fresh = chunks - sum(self._here[:chunks])
+        if fresh > 0:
+            self._here[:chunks] = b"\1" * chunks
+            self._missing -= fresh
+            self._progress_ms = now_ms
+            self.complete = self._missing == 0
+
+    def waits(self, now_ms: int, moved: bool) -> None:
+        """It comes another way: count its standstill from the last time that anything `moved`."""
+        if moved or self._progress_ms is None:
+            self._progress_ms = now_ms
+
     def on_gone(self) -> None:
         """The holder does not have the object: ask nothing more until `resume`."""
         self._gone = True

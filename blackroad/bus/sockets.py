@@ -8,8 +8,7 @@ speak at all is `guard.py`'s to say, on the socket that `Bus.judge` makes.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
+import select
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -106,14 +105,10 @@ class Bus:
 
     def inbox(self) -> Socket:
         """ROUTER on which peers, and clients over TCP, are heard."""
-        return self._serving(self.local_inbox())
-
-    def local_inbox(self) -> Socket:
-        """ROUTER for clients that the file system lets in (ipc in a directory of mode 0700)."""
         socket = self._make(zmq.ROUTER, BULK_FRAME_BYTES_MAX, CLIENT_HIGH_WATER)
         socket.set(zmq.SNDHWM, ANSWER_HIGH_WATER)
         socket.set(zmq.ROUTER_MANDATORY, 1)
-        return socket
+        return self._serving(socket)
 
     def peer(self, server_key: bytes = b"") -> Socket:
         """DEALER on which one peer is spoken to; nothing is queued for one who is not there."""
@@ -306,25 +301,9 @@ def bind_again(socket: Socket, host: str, port: int, what: str) -> int:
     return bind(socket, host, port, what)
 
 
-def bind_ipc(socket: Socket, path: str) -> None:
-    """Bind to a unix socket that only this user can reach.
-
-    Raises  EnvironmentProblem.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    try:
-        socket.bind(f"ipc://{path}")
-        os.chmod(path, 0o600)
-    except (zmq.ZMQError, OSError) as error:
-        raise EnvironmentProblem(
-            f"cannot make the client socket {path}: {error}",
-            hint="check `runtime_dir`: it must belong to this user",
-        ) from None
-
-
 def connect(socket: Socket, endpoint: str) -> bool:
     """Start connecting; return False where the address makes no sense."""
+    _touch(socket)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError:
@@ -344,12 +323,14 @@ def unsubscribe(socket: Socket, prefix: bytes) -> None:
 
 def disconnect(socket: Socket, endpoint: str) -> None:
     """Stop talking to that address, if it was connected."""
+    _touch(socket)
     with contextlib.suppress(zmq.ZMQError):
         socket.disconnect(endpoint)
 
 
 def send(socket: Socket, frames: Sequence[bytes | memoryview]) -> bool:
     """Send one multipart without waiting; return False where it was not taken."""
+    _touch(socket)
     try:
         socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
     except zmq.ZMQError:
@@ -362,10 +343,12 @@ def send(socket: Socket, frames: Sequence[bytes | memoryview]) -> bool:
 def drain(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[list[bytes]]:
     """Receive until it would block, at most `limit` multiparts."""
     receive = socket.recv_multipart
+    _touch(socket)
     for _ in range(limit):
         try:
             yield receive(zmq.NOBLOCK)
         except zmq.Again:
+            _touched.discard(socket)
             return
 
 
@@ -375,10 +358,12 @@ def drain_keyed(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[Keyed]:
     Cost  about 2 us per multipart more than `drain`.
     """
     receive, rest = socket.recv, socket.recv_multipart
+    _touch(socket)
     for _ in range(limit):
         try:
             route = receive(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            _touched.discard(socket)
             return
         key = _proven_key(route)
         frames = [route.bytes]
@@ -389,6 +374,7 @@ def drain_keyed(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[Keyed]:
 
 def drain_door(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[Keyed]:
     """Receive like `drain_keyed`, and tell the address as well."""
+    _touch(socket)
     for _ in range(limit):
         try:
             route = socket.recv(zmq.NOBLOCK, copy=False)
@@ -474,28 +460,105 @@ def _curve_client(socket: Socket, secret: bytes, public: bytes, server_key: byte
 
 
 class Poller:
-    """Waits for sockets and file descriptors."""
+    """Waits for sockets and file descriptors, each of them once in the kernel.
+
+    A ZeroMQ socket shows by a descriptor that something may have come, but any call on the socket
+    may use that sign up.  So whatever was touched since the last look is asked itself first.
+    """
 
     def __init__(self) -> None:
-        self._poller = zmq.Poller()
+        self._epoll = select.epoll()
+        self._sockets: dict[int, Socket] = {}
+        self._fds: dict[Socket, int] = {}
 
     def watch(self, what: Socket | int) -> None:
         """Wait for something to read on it."""
-        self._poller.register(what, zmq.POLLIN)
+        if isinstance(what, int):
+            self._register(what, select.EPOLLIN)
+            return
+        fd = descriptor(what)
+        if what not in self._fds:
+            _watched[what] = _watched.get(what, 0) + 1
+        self._fds[what] = fd
+        _touched.add(what)
+        self._register(fd, select.EPOLLIN)
+        self._sockets[fd] = what
+
+    def watch_room(self, fd: int, on: bool) -> None:
+        """Wait also (or no longer) until something can be written to a descriptor."""
+        with contextlib.suppress(OSError):
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+
+    def _register(self, fd: int, events: int) -> None:
+        # A socket that was closed without a word may have left its number behind.
+        self._sockets.pop(fd, None)
+        try:
+            self._epoll.register(fd, events)
+        except FileExistsError:
+            self._epoll.modify(fd, events)
 
     def forget(self, what: Socket | int) -> None:
         """No longer wait for it."""
-        with contextlib.suppress(KeyError):
-            self._poller.unregister(what)
+        fd = what if isinstance(what, int) else self._fds.pop(what, -1)
+        if self._sockets.pop(fd, None) is not None and not isinstance(what, int):
+            _watched[what] -= 1
+            if not _watched[what]:
+                del _watched[what]
+                _touched.discard(what)
+        # A descriptor that was closed has left the kernel's list by itself.
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.unregister(fd)
 
-    def wait(self, timeout_ms: int) -> list[tuple[Any, int]]:
-        """Return what is ready, at the latest after `timeout_ms`."""
+    def wait(self, timeout_ms: int) -> list[tuple[Any, bool]]:
+        """Return what is ready, at the latest after `timeout_ms`.
+
+        Each with whether there is room to write; else there is something to read.
+        """
+        ready: list[tuple[Any, bool]] = []
+        if _touched:
+            ready = [(one, False) for one in self._fds if one in _touched and _readable(one)]
+            _touched.difference_update(self._fds)
         try:
-            return self._poller.poll(timeout_ms)
-        except zmq.ZMQError as error:
-            if error.errno == errno.EINTR:
-                return []
-            raise
+            found = self._epoll.poll(0 if ready else timeout_ms / 1000)
+        except InterruptedError:
+            return ready
+        sockets = self._sockets
+        for fd, events in found:
+            socket = sockets.get(fd)
+            if socket is None:
+                if events & select.EPOLLOUT:
+                    ready.append((fd, True))
+                if events & ~select.EPOLLOUT:
+                    ready.append((fd, False))
+            elif _readable(socket) and (socket, False) not in ready:
+                ready.append((socket, False))
+        if not found and not ready and timeout_ms:
+            # Nothing was to be expected here; a look costs little and forgives a lost sign.
+            ready = [(one, False) for one in self._fds if _readable(one)]
+        return ready
+
+    def close(self) -> None:
+        """Let go of it."""
+        for socket in list(self._fds):
+            self.forget(socket)
+        self._epoll.close()
+
+
+# Sockets that pollers watch, and those of them that were called since one last asked them.
+_watched: dict[Socket, int] = {}
+_touched: set[Socket] = set()
+
+
+def _touch(socket: Socket) -> None:
+    if socket in _watched:
+        _touched.add(socket)
+
+
+def _readable(socket: Socket) -> bool:
+    try:
+        return readable(socket)
+    except zmq.ZMQError:
+        return False
 
 
 def key_pair() -> tuple[bytes, bytes]:

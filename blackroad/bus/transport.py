@@ -92,7 +92,7 @@ class Transport:
         self._asides = Asides(bus)
         self.clients = Lines(self._count)
         self.visitors = Visitors(guard, self.clients.tell)
-        self.clients.sockets[b"t"] = self.inbox
+        self.clients.senders[b"t"] = self._send_client
         self._session_serial = 0
         self._retry_ms = FOREVER_MS
         self._retry_wait_ms = RETRY_MS
@@ -103,9 +103,8 @@ class Transport:
         self.on_open: Callable[[bytes], None] = lambda _node: None
         self.on_refused: Callable[[bytes, m.Reject], None] = lambda *_refused: None
 
-    def add_client_socket(self, prefix: bytes, socket: Socket) -> None:
-        """Serve clients on one more socket; `prefix` is one byte that marks their handles."""
-        self.clients.sockets[prefix] = socket
+    def _send_client(self, route: bytes, sequence: int, frames: list[bytes]) -> bool:
+        return send(self.inbox, [route, codec.encode_header(0, sequence), *frames])
 
     # --- lives ------------------------------------------------------------------------------------
 

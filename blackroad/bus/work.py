@@ -24,7 +24,7 @@ TRACEBACK_BYTES_MAX: Final = 16 * 1024
 
 _PREFIX = struct.Struct("<II")  # bytes of the head, offset of the payload
 _HEAD_BYTES_MAX: Final = 4 * 1024 * 1024
-_ALIGN_FROM_BYTES: Final = 1024  # smaller payloads hold no array worth aligning
+SMALL_PAYLOAD_BYTES: Final = 1024  # smaller payloads hold no array worth aligning
 
 # Segments where work is built, a view into the received bytes where it was decoded.
 Payload = Any
@@ -104,9 +104,20 @@ def encode_work(work: Work) -> list[Segment]:
     segments: list[Segment] = list(payload) if isinstance(payload, list) else [payload]
     head = _encode((_TAGS[type(work)], *fields))
     offset = _PREFIX.size + len(head)
-    gap = -offset % ALIGNMENT_BYTES if total_bytes(segments) >= _ALIGN_FROM_BYTES else 0
+    gap = -offset % ALIGNMENT_BYTES if total_bytes(segments) >= SMALL_PAYLOAD_BYTES else 0
     _check(work, head)
     return [_PREFIX.pack(len(head), offset + gap) + head + bytes(gap), *segments]
+
+
+def small_call_head(name: str) -> bytes:
+    """Return what stands before the payload in the encoded Call of a function of that name.
+
+    It is right for payloads of less than SMALL_PAYLOAD_BYTES; encoding one more call is putting
+    them together.
+
+    Raises  UsageError where the name is out of its bounds.
+    """
+    return b"".join(encode_work(Call(name, b"")))
 
 
 def _check(work: Work, head: bytes) -> None:

@@ -20,9 +20,9 @@ import msgspec
 
 from blackroad.bus import messages as m
 from blackroad.bus import payload, work
-from blackroad.client.connection import QUERY_MS, Pending
+from blackroad.client.asking import QUERY_MS
 from blackroad.client.finding import find_daemon
-from blackroad.client.futures import GatheredFuture, TaskFuture
+from blackroad.client.futures import GatheredFuture, TaskFuture, Template
 from blackroad.errors import (
     Busy,
     NotPicklable,
@@ -48,6 +48,8 @@ CONNECT_S = 2.0
 MAP_TARGET_US = 100_000
 MAP_CHUNK_MAX = 4_096
 PIECES_PER_SLOT = 8
+_CALLS_MAX = 1_024
+_SMALL_BODY_BYTES = work.SMALL_PAYLOAD_BYTES - 16  # what is before it is a few bytes
 
 
 class ObjectRef(msgspec.Struct, frozen=True):
@@ -64,6 +66,9 @@ class Client:
     It finds the local daemon's socket, then the endpoints of the configuration
     (`BLACKROAD_ENDPOINTS`).  Attached tasks end with it; durable ones go on.
 
+    With `embedded` it needs no daemon: a private mesh of one node, with so many task processes as
+    `workers` says (one for each core), lives in this program and ends with it.
+
     Raises  NoDaemon after 2 s without an answer.
     """
 
@@ -74,11 +79,25 @@ class Client:
         user: str | None = None,
         submit_timeout: float | str = SUBMIT_TIMEOUT_S,
         connect_timeout: float | str = CONNECT_S,
+        embedded: bool = False,
+        workers: int | None = None,
     ) -> None:
         self._submit_timeout_s = parse_ms(submit_timeout) / 1000
         self.user = user if user is not None else _user_name()
-        self._connection = find_daemon(endpoint, self.user, parse_ms(connect_timeout) / 1000)
+        self._embedded = embedded
+        if embedded:
+            from blackroad.client.private import private_mesh
+
+            self._connection = private_mesh(endpoint, workers, self.user)
+        elif workers is not None:
+            raise UsageError(
+                "`workers` is for a client with embedded=True",
+                hint="a daemon's `slots` say how many tasks it runs at once",
+            )
+        else:
+            self._connection = find_daemon(endpoint, self.user, parse_ms(connect_timeout) / 1000)
         self._specs: dict[tuple[Any, ...], m.ClassSpec] = {}
+        self._calls: dict[int, _Calls] = {}
         self._codes: dict[bytes, m.Ref] = {}
         self._task_prefix = secrets.token_bytes(10)
         self._task_numbers = itertools.count(secrets.randbits(24))
@@ -136,21 +155,34 @@ class Client:
 
         Raises  NotPicklable, UsageError; Busy where the session's credit stays spent.
         """
-        code: m.Ref | None = None
-        todo: work.Work
-        arguments = payload.encode((args, kwargs))
-        python = self._minor
+        options = (
+            needs, priority, retries, timeout, durable, pure, once, exclusive, wait_for_node, lease
+        )  # fmt: skip
+        calls = self._calls.get(id(fn))
+        if calls is not None and calls.options == options and calls.fn is fn and calls.same():
+            segments = payload.encode_call(args, kwargs)
+            if len(segments) == 2 and len(segments[1]) < _SMALL_BODY_BYTES:
+                return self._post(calls.template, calls.head + segments[0] + segments[1])
+            todo: work.Work = work.Call(calls.template.name, segments)
+            return self._send(calls.template, todo)
+        segments = payload.encode_call(args, kwargs)
         if isinstance(fn, str):
-            todo = work.Module(fn, arguments)
-            name = fn
-            python = self._minor if _is_pickled(arguments) else ""
+            python = self._minor if _is_pickled(segments) else ""
+            code, name, same = None, fn, None
+            todo = work.Module(fn, segments)
         else:
-            code, name = self._code(fn)
-            todo = work.Call(name, arguments)
+            python = self._minor
+            code, name, same = self._code(fn)
+            todo = work.Call(name, segments)
         spec = self._spec(
             name, needs, priority, retries, timeout, pure, once, exclusive, lease, python
         )
-        return self._send(spec, code, todo, name, durable, wait_for_node)
+        template = self._made(spec, code, durable, wait_for_node, name)
+        if same is not None and not isinstance(fn, str):
+            if len(self._calls) >= _CALLS_MAX:
+                self._calls.clear()
+            self._calls[id(fn)] = _Calls(fn, same, options, template)
+        return self._send(template, todo)
 
     def map(
         self,
@@ -181,10 +213,8 @@ class Client:
         ordered: bool,
         options: dict[str, Any],
     ) -> Iterator[R]:
-        code, name = self._code(fn)
-        spec = self._spec_from_options(name, options)
-        durable = bool(options.get("durable", False))
-        wait = bool(options.get("wait_for_node", False))
+        code, name, _ = self._code(fn)
+        template = self._template(name, options, code)
         window = max(8, 4 * self.slots())
         size = chunksize if chunksize != "auto" else 1
         outstanding: deque[tuple[TaskFuture, int]] = deque()
@@ -203,7 +233,7 @@ class Client:
                     if not chunk:
                         break
                     todo = work.MapCall(name, star, payload.encode(chunk))
-                    future = self._send(spec, code, todo, name, durable, wait)
+                    future = self._send(template, todo)
                     outstanding.append((future, len(chunk)))
                     live += 1
                     if not ordered:
@@ -241,19 +271,9 @@ class Client:
         checked = kernel.check(params)
         pieces = kernel.pieces(checked, max(1, PIECES_PER_SLOT * self.slots()))
         given = {"pure": kernel.pure, **(options or {})}
-        spec = self._spec_from_options(f"kernel {name}", given, python="")
-        durable = bool(given.get("durable", False))
-        wait = bool(given.get("wait_for_node", False))
+        template = self._template(f"kernel {name}", given, python="")
         parts = [
-            self._send(
-                spec,
-                None,
-                work.KernelRun(name, payload.encode(piece)),
-                f"kernel {name}",
-                durable,
-                wait,
-            )
-            for piece in pieces
+            self._send(template, work.KernelRun(name, payload.encode(piece))) for piece in pieces
         ]
         return GatheredFuture(parts, lambda found: kernel.gather(checked, pieces, found), name)
 
@@ -265,11 +285,8 @@ class Client:
 
         kernel = registry.get(name)
         given = {"pure": kernel.pure, **(options or {})}
-        spec = self._spec_from_options(f"kernel {name}", given, python="")
-        todo = work.KernelRun(name, payload.encode(kernel.check(params)))
-        durable = bool(given.get("durable", False))
-        wait = bool(given.get("wait_for_node", False))
-        return self._send(spec, None, todo, f"kernel {name}", durable, wait)
+        template = self._template(f"kernel {name}", given, python="")
+        return self._send(template, work.KernelRun(name, payload.encode(kernel.check(params))))
 
     def run(
         self,
@@ -290,10 +307,7 @@ class Client:
         words = [str(word) for word in argv]
         todo = work.Command(words, dict(env or {}), cwd, payload.encode(stdin) if stdin else b"")
         name = os.path.basename(str(argv[0]))[:120]
-        spec = self._spec_from_options(name, options, python="")
-        durable = bool(options.get("durable", False))
-        wait = bool(options.get("wait_for_node", False))
-        return self._send(spec, None, todo, name, durable, wait)
+        return self._send(self._template(name, options, python=""), todo)
 
     def put(self, value: Any) -> ObjectRef:
         """Store a value at the daemon; return its reference, which `get` takes anywhere.
@@ -301,8 +315,7 @@ class Client:
         It is kept until newer ones need its room, half of the daemon's object store.
         """
         segments = payload.encode(value)
-        ref = m.Ref(payload.digest_of(segments), payload.total_bytes(segments))
-        self._connection.hold(ref, segments)
+        ref = self._connection.outgoing.pack(segments, lasting=True)
         try:
             self._ask("put", {"digest": ref.digest, "size": ref.size}, timeout_s=60)
         finally:
@@ -461,29 +474,19 @@ class Client:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _send(
-        self,
-        spec: m.ClassSpec,
-        code: m.Ref | None,
-        todo: work.Work,
-        name: str,
-        durable: bool,
-        wait_for_node: bool,
-    ) -> TaskFuture:
+    def _send(self, template: Template, todo: work.Work) -> TaskFuture:
         segments = work.encode_work(todo)
         size = payload.total_bytes(segments)
-        task = self._new_task()
-        future = TaskFuture(self, task, name)
-        if durable:
-            future.accepted = Future()
-        travelling: m.Payload
         if size <= INLINE_BYTES_MAX:
-            travelling = b"".join(segments)
-        else:
-            travelling = m.Ref(payload.digest_of(segments), size)
-            self._connection.hold(travelling, segments)
-        pending = Pending(future, spec, code, travelling, durable, wait_for_node)
-        if not self._connection.submit(pending, self._submit_timeout_s):
+            return self._post(template, b"".join(segments))
+        packed = self._connection.outgoing.pack(segments, lasting=template.durable)
+        return self._post(template, packed)
+
+    def _post(self, template: Template, travelling: m.Payload) -> TaskFuture:
+        future = TaskFuture(self, self._new_task(), template, travelling)
+        if template.durable:
+            future.accepted = Future()
+        if not self._connection.submit(future, self._submit_timeout_s):
             raise Busy(
                 f"{self._connection.credit} tasks of this session have not ended, and none did "
                 f"within {self._submit_timeout_s:g} s",
@@ -491,22 +494,54 @@ class Client:
             )
         return future
 
+    def lead(self, over: Callable[[], bool], timeout_s: float | None) -> float | None:
+        """Serve the connection in the calling thread while it waits; return what time is left."""
+        return self._connection.lead(over, timeout_s)
+
+    def nudge(self) -> None:
+        """Have the thread that serves the connection look whether its wait is over."""
+        self._connection.nudge()
+
     def _new_task(self) -> bytes:
         return self._task_prefix + next(self._task_numbers).to_bytes(6, "big")
 
-    def _code(self, fn: Callable[..., Any]) -> tuple[m.Ref, str]:
+    def _code(self, fn: Callable[..., Any]) -> tuple[m.Ref, str, Callable[[], bool] | None]:
+        """The code of a function, its name, and what tells that both still are the same."""
         if not callable(fn):
             raise NotPicklable(
                 f"{fn!r} is not a function",
                 hint='pass a function, or "package.module:function" as text',
             )
-        digest, blob, name = payload.encode_function(fn)
+        (digest, blob, name), same = payload.sealed_function(fn)
         ref = self._codes.get(digest)
         if ref is None:
             with self._lock:
-                ref = self._codes.setdefault(digest, m.Ref(digest, len(blob)))
+                # In this order: known code is held, whatever interrupts this.
+                ref = m.Ref(digest, len(blob))
                 self._connection.hold(ref, [blob])
-        return ref, name
+                ref = self._codes.setdefault(digest, ref)
+        return ref, name, same
+
+    def _template(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        code: m.Ref | None = None,
+        python: str | None = None,
+    ) -> Template:
+        spec = self._spec_from_options(name, options, python)
+        durable, wait = options.get("durable", False), options.get("wait_for_node", False)
+        return self._made(spec, code, durable, wait, name)
+
+    def _made(
+        self, spec: m.ClassSpec, code: m.Ref | None, durable: bool, wait: bool, name: str
+    ) -> Template:
+        if durable and self._embedded:
+            raise UsageError(
+                "an embedded mesh ends with this program, so no task of it can be durable",
+                hint="leave `durable` out, or start a daemon (`blackroad up`) and use Client()",
+            )
+        return Template(spec, code, bool(durable), bool(wait), name)
 
     def _spec_from_options(
         self, name: str, options: Mapping[str, Any], python: str | None = None
@@ -621,6 +656,25 @@ class Client:
             f"no node {owner} is in this mesh",
             hint="`blackroad nodes` lists the nodes; a task id begins with its owner's id",
         )
+
+
+class _Calls:
+    """How to submit a function with the options it was submitted with the last time."""
+
+    __slots__ = ("fn", "head", "options", "same", "template")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        same: Callable[[], bool],
+        options: tuple[Any, ...],
+        template: Template,
+    ) -> None:
+        self.fn = fn
+        self.same = same
+        self.options = options
+        self.template = template
+        self.head = work.small_call_head(template.name)
 
 
 def _next_size(size: int, count: int, run_us: int) -> int:

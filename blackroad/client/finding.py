@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from blackroad.bus.admission import Role
 from blackroad.client.connection import Connection
+from blackroad.client.local_wire import LocalWire
+from blackroad.client.wire import SocketWire, Wire
 from blackroad.errors import BlackroadError, NoDaemon
 
 if TYPE_CHECKING:
@@ -81,9 +83,14 @@ def _started(endpoint: str, user: str, settings: Config | None, timeout_s: float
         keyring = keyring_of(settings)
         if keyring is not None:
             key = key_of(endpoint, keyring, timeout_s)
-            connection = Connection(endpoint, user, keyring.own, key)
+            connection = Connection(SocketWire(endpoint, keyring.own, key), user, endpoint)
             connection.start(timeout_s)
             return connection
-    connection = Connection(endpoint, user)
+    wire: Wire
+    if endpoint.startswith("ipc://"):
+        wire = LocalWire(endpoint.removeprefix("ipc://"))
+    else:
+        wire = SocketWire(endpoint)
+    connection = Connection(wire, user, endpoint)
     connection.start(timeout_s)
     return connection

@@ -1,17 +1,20 @@
-"""Large values between a program and its daemon: chunks out, chunks in.
+"""Large values between a program and its daemon: parcels on one machine, else chunks out and in.
 
-Source  docs/protocol.md, "Objects" (R-object-5).  This file must not know sockets or tasks.
+Source  docs/protocol.md, "Objects" (R-object-5 to R-object-8).  This file must not know sockets or
+tasks.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 
 from blackroad.bus import messages as m
-from blackroad.bus.payload import Segment, digest_of
+from blackroad.bus.parcels import Parcels, is_name, read_guide
+from blackroad.bus.payload import Segment, digest_of, total_bytes
 from blackroad.bus.puller import Puller
 from blackroad.errors import Busy, DamagedObject
 from blackroad.limits import CHUNK_BYTES
@@ -20,10 +23,46 @@ from blackroad.limits import CHUNK_BYTES
 class Outgoing:
     """Objects this program holds because the daemon may ask for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str = "") -> None:
+        """Speak for a program whose daemon is at `endpoint`."""
+        scheme, _, path = endpoint.partition("://")
+        self._directory = os.path.dirname(path) if scheme == "ipc" else ""
+        self._parcels = Parcels(())
         self._held: dict[bytes, tuple[int, list[memoryview], int]] = {}
         self._lock = threading.Lock()
         self._requests: deque[tuple[m.Ref, Future[memoryview]]] = deque()
+
+    def close(self) -> None:
+        """Leave nothing behind that nobody will ask for."""
+        self._parcels.close()
+
+    def parcels(self) -> Parcels:
+        """Where this machine's processes hand values to each other; empty where they do not."""
+        if self._directory and not self._parcels:
+            # The daemon may have begun to take them a moment ago.
+            self._parcels = Parcels(read_guide(self._directory))
+        return self._parcels
+
+    def pack(self, segments: list[Segment], *, lasting: bool = False) -> m.Ref:
+        """Lay a large value ready for the daemon; it needs one `release`.
+
+        A value that the daemon must be able to keep is `lasting`, and named by its content.
+
+        Cost    one copy into shared memory; where there is none, the segments are kept.
+        """
+        parcels, size = self.parcels(), total_bytes(segments)
+        digest = digest_of(segments) if lasting or not parcels else parcels.new_name()
+        if parcels and parcels.write(digest, segments, lasting=lasting):
+            ref = m.Ref(digest, size)
+            segments = []
+        else:
+            ref = m.Ref(digest_of(segments) if is_name(digest) else digest, size)
+        self.hold(ref, segments)
+        return ref
+
+    def opened(self, ref: m.Ref) -> memoryview | None:
+        """Return a value that the daemon keeps as a parcel, None where it does not."""
+        return self.parcels().open(ref.digest, ref.size) if is_name(ref.digest) else None
 
     def hold(self, ref: m.Ref, segments: list[Segment]) -> None:
         """Keep an object; each call needs one `release`."""
@@ -42,8 +81,10 @@ class Outgoing:
             size, views, count = held
             if count > 1:
                 self._held[digest] = (size, views, count - 1)
-            else:
-                del self._held[digest]
+                return
+            del self._held[digest]
+        if not views:
+            self._parcels.take_back(digest)
 
     def chunks(self, want: m.Want) -> Iterator[m.Message]:
         """Answer one Want."""
@@ -57,7 +98,16 @@ class Outgoing:
             offset = want.offset + number * CHUNK_BYTES
             if offset >= size:
                 return
-            yield m.Chunk(want.digest, offset, _slice(views, offset, CHUNK_BYTES))
+            data: bytes | None
+            if views:
+                data = _slice(views, offset, CHUNK_BYTES)
+            else:
+                # It was laid ready, and this daemon does not see the place.
+                data = self._parcels.handed(want.digest, offset, CHUNK_BYTES)
+            if not data:
+                yield m.Gone(want.digest)
+                return
+            yield m.Chunk(want.digest, offset, data)
 
     def request(self, ref: m.Ref, future: Future[memoryview]) -> None:
         """Another thread wants an object pulled."""
@@ -121,7 +171,7 @@ class Incoming:
         self._buffer[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
         if not complete:
             return False
-        if digest_of(memoryview(self._buffer)) == self.ref.digest:
+        if is_name(self.ref.digest) or digest_of(memoryview(self._buffer)) == self.ref.digest:
             return True
         if not self._puller.start_over(now_ms):
             raise DamagedObject(

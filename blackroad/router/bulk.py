@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import Early, End, Ended, Facts, Ref, Result, Results
+from blackroad.limits import WARM_CODES_MAX
 from blackroad.router.records import Task, TaskState
 
 if TYPE_CHECKING:
@@ -31,7 +32,21 @@ def enter(owner: Owner, tasks: Sequence[Task]) -> None:
     first = tasks[0]
     if first.code is not None:
         owner.pins.pin(first.code.digest, len(tasks))
+        _warm(owner, first.code.digest)
     first.cls.tasks += len(tasks)
+
+
+def _warm(owner: Owner, digest: bytes) -> None:
+    """Keep code for a while after its last task: the next one finds it without asking."""
+    warm = owner.warm_code
+    if digest in warm:
+        return
+    warm[digest] = None
+    owner.pins.pin(digest)
+    if len(warm) > WARM_CODES_MAX:
+        oldest = next(iter(warm))
+        del warm[oldest]
+        owner.pins.unpin(oldest)
 
 
 def end(

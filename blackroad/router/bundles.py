@@ -123,4 +123,4 @@ def divide(
         tasks[0].cls.learn(mean_us)
         judge.early(done, before, member.node, now_ms)
     if unbegun:
-        judge.unbegun(unbegun, attempt.token, now_ms)
+        judge.unbegun(unbegun, now_ms)

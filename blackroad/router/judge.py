@@ -12,7 +12,6 @@ from blackroad.bus.messages import Early, Outcome, Reason, Status
 from blackroad.router.effects import AttemptRow
 
 if TYPE_CHECKING:
-    from blackroad.ids import Token
     from blackroad.router.records import Attempt, ClassState, Task, Use
 
 
@@ -42,8 +41,8 @@ class Judge(Protocol):
     ) -> None:
         """These tasks of a bundle are done."""
 
-    def unbegun(self, tasks: Sequence[Task], token: Token, now_ms: int) -> None:
-        """These tasks of a bundle never began, and never will under that token."""
+    def unbegun(self, tasks: Sequence[Task], now_ms: int) -> None:
+        """These tasks of a bundle never began there, and never will: no late word of it counts."""
 
 
 def why_of(outcome: Outcome) -> str:

@@ -36,7 +36,6 @@ from blackroad.limits import (
     KILLER_ENDINGS_MAX,
     OWNER_BYTES_MAX,
     OWNER_TASKS_MAX,
-    PAST_TOKENS_MAX,
     UNDECIDED_MS,
     UNDECIDED_SUBMITS_MAX,
 )
@@ -64,7 +63,6 @@ from blackroad.router.sessions import Sessions
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import Allocation, ClassSpec, Payload
-    from blackroad.ids import Token
     from blackroad.requirements import Ask
 
 _NO_FACTS = Facts()
@@ -102,6 +100,8 @@ class Owner:
         self.view = NodesView(me)
         self.sessions = Sessions(me, inc, out)
         self.pins = Pins(out)
+        # Functions that were used lately, oldest first.
+        self.warm_code: dict[bytes, None] = {}
         self._results: Pulls[Late] = Pulls(out)
         self._arrivals = Arrivals(me, out, self.pins)
         self.runs = Attempts(me, inc, out, self.view, self.pins, self._results, self)
@@ -336,10 +336,9 @@ class Owner:
         """These tasks of a bundle are done."""
         bulk.end(self, tasks, before, node, now_ms)
 
-    def unbegun(self, tasks: Sequence[Task], token: Token, now_ms: int) -> None:
-        """These tasks of a bundle never began, and never will under that token."""
+    def unbegun(self, tasks: Sequence[Task], now_ms: int) -> None:
+        """These tasks of a bundle never began there, and never will: no late word of it counts."""
         for task in reversed(tasks):
-            task.past = (*task.past[1 - PAST_TOKENS_MAX :], token)
             if task.state is not TaskState.GRANTED or task.attempts:
                 continue
             task.tries -= 1

@@ -41,7 +41,7 @@ class Spooled:
         self.durable = durable
         self.since_ms = now_ms
         result = outcome.result
-        # What is done of a bundle is small, and stays until the owner has it.
+        # What is done of a bundle is small, and goes last where there is no room.
         self.early_bytes = sum([len(one.result) for one in outcome.before])
         self.bytes = self.early_bytes + (result.size if isinstance(result, Ref) else len(result))
         self.resend_after_ms = OUTCOME_RESEND_MS
@@ -79,15 +79,11 @@ class Spool:
         if isinstance(spooled.outcome.result, Ref):
             self._pins.pin(spooled.outcome.result.digest)
         while self.bytes > SPOOL_BYTES_MAX:
-            heavy = (
-                one
-                for one in self.owed.values()
-                if one.bytes > one.early_bytes and one is not spooled
-            )
-            oldest = next(heavy, None)
-            if oldest is None:
+            others = [one for one in self.owed.values() if one.bytes and one is not spooled]
+            if not others:
                 return
-            self._lighten(oldest)
+            large = (one for one in others if one.bytes > one.early_bytes)
+            self._lighten(next(large, others[0]))
 
     def _lighten(self, spooled: Spooled) -> None:
         """Drop a result for want of room; how its attempt ended is still owed.
@@ -96,6 +92,13 @@ class Spool:
         """
         self.dropped += 1
         outcome = spooled.outcome
+        if spooled.bytes == spooled.early_bytes:
+            # Without them it names a place in its bundle that is not its own: the owner drops it,
+            # and its bound then ends the attempt.
+            spooled.outcome = replace(outcome, before=())
+            self.bytes -= spooled.bytes
+            spooled.bytes = spooled.early_bytes = 0
+            return
         if isinstance(outcome.result, Ref):
             self._pins.unpin(outcome.result.digest)
         status = Status.LAPSED if outcome.status is Status.DONE else outcome.status

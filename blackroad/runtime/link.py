@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -104,6 +105,9 @@ class ServerLink:
 
     def close(self) -> None:
         """Let it kill everything and end; kill it where that takes too long."""
+        # A fork of this process may have a copy of the socket, which alone would keep it open.
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         try:
             self._process.wait(_CLOSE_SECONDS)

@@ -10,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections import Counter, OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from blackroad.bus.payload import DIGEST_BYTES, Segment, total_bytes
+from blackroad.bus.parcels import is_name, write_segments
+from blackroad.bus.payload import DIGEST_BYTES, Segment, digest_of, total_bytes
 from blackroad.errors import Busy, DamagedObject, DiskProblem, invariant
 from blackroad.limits import BALLAST_BYTES, BALLAST_SHARE, CHUNK_BYTES
+from blackroad.runtime.shed import Shed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 OPEN_FILES_MAX: Final = 32  # kept open for reading
-WRITE_SEGMENTS_MAX: Final = 512  # of one writev; the kernel takes 1024
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,40 +34,30 @@ def write_new(path: str, segments: Sequence[Segment]) -> bytes:
 
     Raises  OSError, after the file was removed again.
     """
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        for first in range(0, len(segments), WRITE_SEGMENTS_MAX):
-            part = [memoryview(piece) for piece in segments[first : first + WRITE_SEGMENTS_MAX]]
-            for piece in part:
-                state.update(piece)
-            _write_all(fd, part)
+        write_segments(fd, segments)
     except OSError:
         os.unlink(path)
         raise
     finally:
         os.close(fd)
-    return state.digest()
-
-
-def _write_all(fd: int, part: list[memoryview]) -> None:
-    """Write until nothing is left: one call takes at most 2 GiB and may take less."""
-    while part:
-        written = os.writev(fd, part)
-        while part and written >= len(part[0]):
-            written -= len(part[0])
-            del part[0]
-        if part:
-            part[0] = part[0][written:]
+    return digest_of(segments)
 
 
 class ObjectStore:
     """All objects of one daemon, within `limit_bytes`."""
 
     def __init__(
-        self, directory: str | Path, limit_bytes: int, keep: Collection[bytes] = ()
+        self,
+        directory: str | Path,
+        limit_bytes: int,
+        keep: Collection[bytes] = (),
+        shed: Shed | None = None,
     ) -> None:
         """What an earlier life left is removed, but for the objects named in `keep`.
+
+        With a `shed`, objects may also be parcels that programs of this machine wrote.
 
         Raises  DiskProblem where the directory cannot be made or emptied.
         """
@@ -76,12 +68,23 @@ class ObjectStore:
         self._pins: dict[bytes, Counter[str]] = {}
         self._files: OrderedDict[bytes, int] = OrderedDict()
         self._flushed: set[bytes] = set()
+        self._shed = shed or Shed()
+        self._parcels: dict[bytes, str] = {}  # where those are that are parcels
         self._reserved_bytes = 0
         self._unwritten_bytes = 0
         self._number = 0
         self.used_bytes = 0
+        # Threads that work on its files: ended before anything is closed.
+        self.closing: list[Callable[[], None]] = []
         self.on_dropped: Callable[[bytes], None] = lambda _digest: None
         self._wipe({digest.hex() for digest in keep})
+
+    @classmethod
+    def shared(
+        cls, directory: Path, runtime_dir: Path, limit_bytes: int, keep: Collection[bytes]
+    ) -> ObjectStore:
+        """Return a store whose parcels the programs find by what stands in `runtime_dir`."""
+        return cls(directory, limit_bytes, keep, Shed.made(directory, runtime_dir, limit_bytes))
 
     def _wipe(self, keep: Collection[str]) -> None:
         """Remove what an earlier life left, and nothing that is not ours."""
@@ -123,7 +126,7 @@ class ObjectStore:
         size = total_bytes(segments)
         self._make_room(size)
         self._make_disk_room(size)
-        path = self._temporary("put")
+        path = self.temporary("put")
         try:
             digest = write_new(path, segments)
         except OSError as error:
@@ -136,6 +139,8 @@ class ObjectStore:
 
         Raises  as `put`, and DamagedObject where the size differs; the file is gone then.
         """
+        if is_name(digest) and self.claim(digest, size):
+            return
         if digest in self._sizes:
             self._sizes.move_to_end(digest)
             _unlink(path)
@@ -155,14 +160,60 @@ class ObjectStore:
         self._sizes[digest] = size
         self.used_bytes += size
 
+    def claim(self, digest: bytes, size: int) -> bool:
+        """Take over what a program or a task process wrote as a parcel; False where it is none.
+
+        Cost    no byte is read or copied.
+        Raises  as `put`; the parcel is gone then.
+        """
+        if digest in self._sizes:
+            return True
+        path = self._shed.claim(digest, size)
+        if path is None:
+            return False
+        self._register(path, digest, size)
+        return True
+
+    def keep(self, path: str, name: bytes, size: int) -> None:
+        """Take over a parcel that was written here, to a path of the shed's.
+
+        Raises  as `put`; the parcel is gone then.
+        """
+        try:
+            kept = self._shed.keep(path, name)
+        except OSError as error:
+            _unlink(path)
+            raise self._disk_problem(error) from None
+        self._register(kept, name, size)
+
+    def _register(self, path: str, digest: bytes, size: int) -> None:
+        try:
+            self._make_room(size)
+            if is_name(digest):
+                self._parcels[digest] = path
+            else:
+                # Its content names it, so it may be asked for again, and outlive this process.
+                os.rename(path, self._lasting(digest))
+        except OSError as error:
+            self._shed.free(path)
+            raise self._disk_problem(error) from None
+        except (Busy, DiskProblem):
+            self._shed.free(path)
+            raise
+        self._sizes[digest] = size
+        self.used_bytes += size
+
     def writer(self, digest: bytes, size: int) -> ObjectWriter:
         """Begin an object that arrives in pieces; its room is reserved.
 
         Raises  as `put`.
         """
         self._make_room(size)
+        blank = self._shed.blank(size) if is_name(digest) else None
+        if blank is not None:
+            return ObjectWriter(self, blank[1], digest, size, blank[0])
         self._make_disk_room(size)
-        return ObjectWriter(self, self._temporary("pull"), digest, size)
+        return ObjectWriter(self, self.temporary("pull"), digest, size)
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -180,6 +231,11 @@ class ObjectStore:
             return None
         self._sizes.move_to_end(digest)
         return self._path(digest)
+
+    def peek(self, digest: bytes) -> tuple[str, int] | None:
+        """Where the object is and how large; for any thread, as it changes nothing."""
+        size = self._sizes.get(digest)
+        return (self._path(digest), size) if size is not None else None
 
     def read(self, digest: bytes, offset: int, count: int) -> bytes:
         """Read a piece; short at the end, empty beyond it or where the object is not here."""
@@ -214,7 +270,9 @@ class ObjectStore:
         if digest in self._flushed:
             return
         try:
-            _flush(self._path(digest), 0)
+            if digest in self._parcels:
+                self._to_disk(digest)
+            _flush(self._lasting(digest), 0)
             _flush(str(self._directory), os.O_DIRECTORY)
         except OSError as error:
             raise DiskProblem(
@@ -223,6 +281,17 @@ class ObjectStore:
                 "that was not flushed has been promised",
             ) from None
         self._flushed.add(digest)
+
+    def _to_disk(self, digest: bytes) -> None:
+        """Put a copy of a parcel where it outlives this process; tasks go on using the parcel."""
+        part = self.temporary("copy")
+        try:
+            shutil.copyfile(self._parcels[digest], part)
+            os.chmod(part, 0o600)
+            os.rename(part, self._lasting(digest))
+        except OSError:
+            _unlink(part)
+            raise
 
     # --- what stays -----------------------------------------------------------------------------
 
@@ -238,6 +307,9 @@ class ObjectStore:
         reasons[reason] -= 1
         if not +reasons:
             del self._pins[digest]
+            if is_name(digest) and digest in self._sizes:
+                # Nobody can ask for it by its content, so nobody will.
+                self._drop(digest)
 
     def pinned(self, digest: bytes) -> bool:
         """Whether somebody still needs the object."""
@@ -251,9 +323,16 @@ class ObjectStore:
         return True
 
     def close(self) -> None:
-        """Close all files; the objects stay until the next start."""
+        """Close all files; the objects stay until the next start, but for parcels."""
+        while self.closing:
+            self.closing.pop()()
         while self._files:
             os.close(self._files.popitem()[1])
+        self._shed.close()
+
+    def tidy(self, now_ms: int) -> None:
+        """Give back what parcels no longer need."""
+        self._shed.tidy(now_ms)
 
     def _make_room(self, size: int) -> None:
         if size > self.limit_bytes:
@@ -307,13 +386,20 @@ class ObjectStore:
         fd = self._files.pop(digest, None)
         if fd is not None:
             os.close(fd)
-        _unlink(self._path(digest))
+        parcel = self._parcels.pop(digest, None)
+        if parcel is not None:
+            self._shed.free(parcel)
+        _unlink(self._lasting(digest))
         self.on_dropped(digest)
 
     def _path(self, digest: bytes) -> str:
+        return self._parcels.get(digest) or self._lasting(digest)
+
+    def _lasting(self, digest: bytes) -> str:
         return str(self._directory / digest.hex())
 
-    def _temporary(self, kind: str) -> str:
+    def temporary(self, kind: str) -> str:
+        """Return a path for a file that is to be adopted."""
         self._number += 1
         return str(self._incoming / f"{kind}-{self._number}")
 
@@ -340,21 +426,27 @@ class ObjectWriter:
     Raises  DiskProblem where the disk is full.
     """
 
-    def __init__(self, store: ObjectStore, path: str, digest: bytes, size: int) -> None:
+    def __init__(
+        self, store: ObjectStore, path: str, digest: bytes, size: int, fd: int = -1
+    ) -> None:
+        """Write to `path`, or to the parcel that is open as `fd`."""
         self._store = store
         self._path = path
         self._digest = digest
         self._size = size
-        self._state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        # What has a name has no digest: the stream that brings it checks every record.
+        self._state = None if is_name(digest) else hashlib.blake2b(digest_size=DIGEST_BYTES)
         self._hashed_bytes = 0
+        self._parcel = fd >= 0
         self._ahead: dict[int, int] = {}  # written but not hashed: offset -> length
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = fd if self._parcel else os.open(path, flags, 0o600)
         except OSError as error:
             raise store._disk_problem(error) from None
-        self._unwritten_bytes = size
+        self._unwritten_bytes = 0 if self._parcel else size
         store.reserve(size)
-        store.awaits(size)
+        store.awaits(self._unwritten_bytes)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place one piece; hash on as far as there is no gap, so that `finish` need not."""
@@ -371,7 +463,8 @@ class ObjectWriter:
         self._unwritten_bytes -= written
         self._store.awaits(-written)
         if offset == self._hashed_bytes:
-            self._state.update(data)
+            if self._state is not None:
+                self._state.update(data)
             self._hashed_bytes += len(data)
             self._catch_up()
         elif offset > self._hashed_bytes:
@@ -379,17 +472,40 @@ class ObjectWriter:
 
     def _catch_up(self) -> None:
         while (length := self._ahead.pop(self._hashed_bytes, 0)) > 0:
-            for start in range(self._hashed_bytes, self._hashed_bytes + length, CHUNK_BYTES):
-                end = min(start + CHUNK_BYTES, self._hashed_bytes + length)
-                self._state.update(os.pread(self._fd, end - start, start))
+            if self._state is not None:
+                for start in range(self._hashed_bytes, self._hashed_bytes + length, CHUNK_BYTES):
+                    end = min(start + CHUNK_BYTES, self._hashed_bytes + length)
+                    self._state.update(os.pread(self._fd, end - start, start))
             self._hashed_bytes += length
+
+    def lend(self) -> tuple[int, Any]:
+        """Return a descriptor of its own for a thread that writes on, and what it is to hash with.
+
+        Nothing may be written here until `given_back`.
+        """
+        return os.dup(self._fd), self._state
+
+    def given_back(self, received_bytes: int) -> None:
+        """That thread is done: all before this byte is written, and in the digest."""
+        written = min(max(0, received_bytes - self._hashed_bytes), self._unwritten_bytes)
+        self._unwritten_bytes -= written
+        self._store.awaits(-written)
+        self._hashed_bytes = max(self._hashed_bytes, received_bytes)
+        self._catch_up()
+
+    @property
+    def ready_bytes(self) -> int:
+        """All before this byte is here."""
+        return self._hashed_bytes
 
     def finish(self) -> str:
         """Check the digest, hand the object to the store, and return its path.
 
         Raises  DamagedObject where it is not the object that was asked for; as `ObjectStore.put`.
         """
-        complete = self._hashed_bytes == self._size and self._state.digest() == self._digest
+        complete = self._hashed_bytes == self._size and (
+            self._state is None or self._state.digest() == self._digest
+        )
         self._close()
         if not complete:
             _unlink(self._path)
@@ -397,7 +513,10 @@ class ObjectWriter:
                 f"object {self._digest.hex()[:12]} arrived damaged: its digest differs",
                 hint="its holder has a bad disk or bad memory, or is not honest",
             )
-        self._store.adopt(self._path, self._digest, self._size)
+        if self._parcel:
+            self._store.keep(self._path, self._digest, self._size)
+        else:
+            self._store.adopt(self._path, self._digest, self._size)
         return self._store._path(self._digest)
 
     def abandon(self) -> None:

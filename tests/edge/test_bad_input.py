@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blackroad import Client
-from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.errors import BlackroadError
 from tests.edge.meshes import Mesh, mesh_of, where
-from tests.edge.transports import Raw
+from tests.edge.transports import RawProgram
 
 pytestmark = pytest.mark.edge
 
@@ -94,7 +93,7 @@ class Asker:
     def __init__(self, mesh: Mesh) -> None:
         self.daemon = mesh.daemons[0]
         self.client: Client = mesh.client(self.daemon)
-        self.raw = Raw(f"ipc://{self.daemon.runtime / 'client.sock'}")
+        self.raw = RawProgram(self.daemon.runtime / "client.sock")
         self._serial = itertools.count(1)
 
     def ask(self, name: str, args: bytes, target: bytes = b"") -> None:
@@ -111,8 +110,7 @@ class Asker:
         """The daemon is the same one, and still runs tasks for others."""
         assert self.daemon.serves()
         assert self.client.submit(where).result(WAIT_S) == "one"
-        while self.raw.socket.poll(0):
-            self.raw.socket.recv_multipart()
+        self.raw.packets(0)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +205,7 @@ def test_needs_that_cannot_be_read_are_told_so(asker: Asker) -> None:
 
 
 def test_a_breach_of_a_client_is_answered(asker: Asker) -> None:
-    asker.raw.send(codec.encode_header(0, 1), b"\x91\x92\x32\x05")
+    asker.raw.send(b"\x91\x92\x32\x05")
     answer = asker.answer(0x03)
     assert answer[1] == "protocol"
     asker.goes_on()

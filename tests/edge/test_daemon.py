@@ -47,7 +47,8 @@ def test_a_stopped_daemon_leaves_nothing_behind(mesh: Mesh, there: There) -> Non
         client.submit(with_children, here, str(go))
         until(lambda: any("sleep 600" in one for one in mesh.processes().values()), "a child")
         assert daemon.end(signal.SIGTERM) == 0
-        assert mesh.processes() == {}
+        # A probe's own child learns of its parent's end from the kernel, a moment later.
+        until(lambda: mesh.processes() == {}, "nobody left")
     assert not (daemon.runtime / "daemon.json").exists()
     assert not (daemon.runtime / "client.sock").exists()
 
@@ -56,7 +57,7 @@ def test_ctrl_c_stops_it_too(mesh: Mesh) -> None:
     daemon = mesh.add("one")
     daemon.wait()
     assert daemon.end(signal.SIGINT) == 0
-    assert mesh.processes() == {}
+    until(lambda: mesh.processes() == {}, "nobody left")
 
 
 def test_what_was_killed_is_swept_by_the_next_life(mesh: Mesh, there: There) -> None:
@@ -385,6 +386,15 @@ def test_every_line_of_the_log_is_an_object(mesh: Mesh) -> None:
     rows = [json.loads(line) for line in daemon.log().splitlines()]
     assert {"daemon.started", "daemon.stopping"} <= {row["event"] for row in rows}
     assert all(row["level"] and row["timestamp"] for row in rows)
+
+
+def test_it_ends_in_order_as_soon_as_its_socket_can_be_found(mesh: Mesh) -> None:
+    daemon = mesh.add("one")
+    socket = daemon.runtime / "client.sock"
+    until(socket.exists, "its socket")
+    assert daemon.end() == 0
+    assert daemon.events("daemon.stopping")
+    assert not socket.exists()
 
 
 def test_a_failed_task_does_not_harm_its_daemon(mesh: Mesh) -> None:

@@ -282,7 +282,7 @@ def test_an_open_socket_is_found(net: ClosedNet, which: str) -> None:
 
 def test_a_socket_that_asks_nobody_is_found(net: ClosedNet) -> None:
     one = net.node()
-    made = one.bus.local_inbox()
+    made = one.bus._make(zmq.ROUTER, sockets.FRAME_BYTES_MAX, 1_000)
     # Without a domain, ZeroMQ enforces what it never asks about.
     made.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
     made.set(zmq.CURVE_SERVER, 1)

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from blackroad import Client, Needs
+from blackroad.bus.parcels import read_guide
 from blackroad.errors import StillRunning, TaskFailed, UnknownTask, UsageError, WorkerCrashed
 from tests.edge.meshes import Daemon, Mesh, mark_and_wait, mesh_of, until, where
 
@@ -198,6 +199,20 @@ def incoming(daemon: Daemon) -> Path:
     return Path(daemon.environ["BLACKROAD_STATE_DIR"], "objects", "incoming")
 
 
+def no_room(daemon: Daemon) -> Callable[[], None]:
+    """Take away all places for large results; return what puts them back."""
+    roots = read_guide(daemon.facts()["client_socket"].rpartition("/")[0])
+    moved = []
+    for place in (incoming(daemon), *(Path(root.path) for root in roots)):
+        moved.append((place.rename(f"{place}.away"), place))
+
+    def put_back() -> None:
+        for away, place in moved:
+            away.rename(place)
+
+    return put_back
+
+
 def large_after(here: str, go: str) -> bytes:
     mark_and_wait(here, go)
     return bytes(1_000_000)
@@ -213,12 +228,11 @@ def test_a_result_that_finds_no_room_at_its_worker_is_computed_again(
     with owner.client() as client:
         future = client.submit(large_after, here, str(go), needs=Needs(node="two"))
         until(lambda: os.path.exists(here), "its start")
-        place = incoming(other)
-        away = place.rename(f"{place}.away")
+        put_back = no_room(other)
         go.touch()
         until(lambda: client.status(future.task_id)["lost"], "a result without room")
         assert "no room for its result" in client.status(future.task_id)["last"]
-        away.rename(place)
+        put_back()
         assert len(future.result(WAIT_S)) == 1_000_000
         told = client.status(future.task_id)
         assert (told["attempts"], told["crashed"]) == (told["lost"] + 1, 0)
@@ -232,11 +246,10 @@ def test_a_result_that_finds_no_room_at_its_owner_waits_for_room(mesh: Mesh, the
     with owner.client() as client:
         future = client.submit(large_after, here, str(go), needs=Needs(node="two"))
         until(lambda: os.path.exists(here), "its start")
-        place = incoming(owner)
-        away = place.rename(f"{place}.away")
+        put_back = no_room(owner)
         go.touch()
         until(lambda: client.status(future.task_id)["state"] == "collecting", "its end there")
-        away.rename(place)
+        put_back()
         assert len(future.result(WAIT_S)) == 1_000_000
         told = client.status(future.task_id)
         assert (told["attempts"], told["lost"]) == (1, 0)

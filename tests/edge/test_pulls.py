@@ -42,8 +42,8 @@ def chunks_of(data: bytes, want: m.Want) -> list[m.Message]:
 class FakeDaemon:
     """Takes every task, says at once that it is done, and answers Wants by `deliver`."""
 
-    def __init__(self, path: Path, deliver: Callable[[m.Want], list[m.Message]]) -> None:
-        self.endpoint = f"ipc://{path}"
+    def __init__(self, deliver: Callable[[m.Want], list[m.Message]]) -> None:
+        self.endpoint = ""
         self.wants: list[m.Want] = []
         self._deliver = deliver
         self._context = zmq.Context()
@@ -61,7 +61,7 @@ class FakeDaemon:
     def _serve(self) -> None:
         socket = self._context.socket(zmq.ROUTER)
         socket.linger = 0
-        socket.bind(self.endpoint)
+        self.endpoint = f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
         self._ready.set()
         while not self._ending.is_set():
             if not socket.poll(20):
@@ -90,11 +90,11 @@ class FakeDaemon:
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Iterator[Callable[[Callable[[m.Want], list[m.Message]]], FakeDaemon]]:
+def fake() -> Iterator[Callable[[Callable[[m.Want], list[m.Message]]], FakeDaemon]]:
     made: list[FakeDaemon] = []
 
     def make(deliver: Callable[[m.Want], list[m.Message]]) -> FakeDaemon:
-        made.append(FakeDaemon(tmp_path / "fake.sock", deliver))
+        made.append(FakeDaemon(deliver))
         return made[-1]
 
     yield make

@@ -17,7 +17,6 @@ import pytest
 from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.bus.members import Role
-from blackroad.bus.sockets import Bus, Poller, connect, drain, send
 from blackroad.client import Client
 from blackroad.errors import NoDaemon, UsageError
 from blackroad.limits import (
@@ -28,6 +27,7 @@ from blackroad.limits import (
 )
 from tests.edge.closed_meshes import ClosedMesh
 from tests.edge.meshes import Daemon, Mesh, until
+from tests.edge.transports import RawProgram
 
 pytestmark = pytest.mark.edge
 
@@ -210,32 +210,25 @@ class Deaf:
     """A program that subscribes and then reads, and says Taken, only when the test wants it."""
 
     def __init__(self, daemon: Daemon, pattern: str) -> None:
-        self._bus = Bus()
-        self.socket = self._bus.client()
-        connect(self.socket, f"ipc://{daemon.runtime / 'client.sock'}")
-        self._poller = Poller()
-        self._poller.watch(self.socket)
+        self._raw = RawProgram(daemon.runtime / "client.sock")
         self.say(m.Subscribe(1, pattern, False))
         self.updates: list[m.Updates] = []
         until(lambda: self.read(), "a subscription")
 
     def say(self, message: m.Message) -> None:
-        frames = [codec.encode_header(0, 1), codec.frame_of([codec.encode(message)])]
-        assert send(self.socket, frames)
+        self._raw.say(message)
 
     def read(self) -> int:
-        self._poller.wait(50)
-        for frames in drain(self.socket):
-            for frame in frames[1:]:
-                found, _ = codec.OWNER.decode(frame)
-                self.updates += [one for one in found if isinstance(one, m.Updates)]
+        for packet in self._raw.packets(0.05):
+            found, _ = codec.OWNER.decode(packet)
+            self.updates += [one for one in found if isinstance(one, m.Updates)]
         return len(self.updates)
 
     def values(self) -> list[bytes]:
         return [value.payload for one in self.updates for value in one.values]
 
     def close(self) -> None:
-        self._bus.close()
+        self._raw.close()
 
 
 def test_a_program_that_is_stopped_costs_the_daemon_little(pair: Mesh, client: Client) -> None:

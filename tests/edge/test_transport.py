@@ -538,7 +538,6 @@ def test_what_one_turn_puts_in_line_for_a_client_is_bounded(net: Net) -> None:
 
 LIMITS = {
     "inbox": BULK_FRAME_BYTES_MAX,
-    "local_inbox": BULK_FRAME_BYTES_MAX,
     "door": DOOR_FRAME_BYTES_MAX,
     "newcomer": DOOR_FRAME_BYTES_MAX,
     "judge": FRAME_BYTES_MAX,

@@ -246,27 +246,14 @@ def _speaks(table: Table) -> bool:
 @FUZZ
 @given(frames=anything)
 def test_the_client_socket_takes_anything(table: Table, frames: list[bytes]) -> None:
-    one = table.one
-    if frames:
-        table.raw.send(*frames)
-    table.raw.say(m.Alive(b"c" * 16))
-    heard: list[m.Message] = []
-
-    def read() -> bool:
-        for client, found in one.transport.clients.receive(b"t", one.transport.inbox):
-            assert client[:1] == b"t"
-            heard.extend(found)
-        return m.Alive(b"c" * 16) in heard
-
-    # As if the inbox were a client socket: nobody else reads it here.
-    poller = Poller()
-    poller.watch(one.transport.inbox)
-    for _ in range(600):
-        if read():
-            break
-        poller.wait(50)
-    assert m.Alive(b"c" * 16) in heard
-    one.transport.flush(0)
+    lines = table.one.transport.clients
+    sound = codec.frame_of([codec.encode(m.Alive(b"c" * 16))])
+    told: list[bytes] = []
+    lines.senders[b"z"] = lambda route, _number, _frames: not told.append(route)
+    heard = [one for found in lines.read(b"z1", [*frames, sound]) for one in found]
+    assert heard[-1] == m.Alive(b"c" * 16)
+    lines.flush()
+    assert set(told) <= {b"1"}
 
 
 # --- telemetry ----------------------------------------------------------------------------------

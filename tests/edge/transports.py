@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ import zmq
 
 from blackroad.bus import codec
 from blackroad.bus import messages as m
+from blackroad.bus.local import LocalLink
 from blackroad.bus.sockets import Bus, Poller, Socket
 from blackroad.bus.transport import Identity, Transport, cluster_digest
 from blackroad.ids import incarnation
@@ -196,6 +199,37 @@ class Raw:
         """Hang up."""
         self.socket.close()
         self._context.term()
+
+
+class RawProgram:
+    """A program of the same machine that sends whatever it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self._link = LocalLink(str(path))
+        assert self._link.connect(), f"nobody listens at {path}"
+
+    def send(self, *packets: bytes) -> None:
+        """Send these packets as they are."""
+        assert self._link.send(packets)
+
+    def say(self, *messages: m.Message) -> None:
+        """Send one sound packet."""
+        self.send(codec.frame_of([codec.encode(message) for message in messages]))
+
+    def packets(self, limit_s: float = WAIT_S) -> list[bytes]:
+        """Wait until something comes; return all that is there, nothing after `limit_s`."""
+        select.select([self._link.fd], [], [], limit_s)
+        return list(self._link.receive())
+
+    def heard(self, limit_s: float = WAIT_S) -> list[list[Any]]:
+        """Wait for packets and return their messages as plain lists."""
+        packets = self.packets(limit_s)
+        assert packets, "no answer came in time"
+        return [one for packet in packets for one in msgspec.msgpack.decode(packet)]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._link.close()
 
 
 def hello(node: bytes, inc: int, endpoint: str, **changes: Any) -> m.Hello:

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -79,6 +80,56 @@ def small_arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
     if dtype.itemsize == 0 or dtype.kind in "U" or dtype.fields is not None or count == 0:
         return np.zeros(shape, dtype)
     return np.frombuffer(raw, dtype).reshape(shape)
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(("\ud800", "x" * 1100, b"\xc7\x00\x01", (1,), [2.5], {3}))
+)
+
+
+def the_long_way(monkey: pytest.MonkeyPatch) -> None:
+    """Leave out the shortcuts for what is small and simple."""
+    monkey.setattr(payload, "_SCALARS", frozenset())
+    monkey.setattr(payload, "_SCALAR_KINDS", frozenset())
+    monkey.setattr(payload, "_CALL_KIND", -1)
+
+
+@given(st.lists(scalars, max_size=18), st.dictionaries(st.text(max_size=3), scalars, max_size=1))
+@settings(max_examples=200, deadline=None)
+def test_shortcuts_change_nothing(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """A call and its parts travel as the same bytes, and come back as the same values."""
+    values: list[Any] = [(tuple(args), kwargs), args, *args]
+    short = [payload.join(payload.encode_call(tuple(args), kwargs))]
+    short += [payload.join(payload.encode(one)) for one in values]
+    opened = [payload.decode(one) for one in short]
+    with pytest.MonkeyPatch.context() as monkey:
+        the_long_way(monkey)
+        assert short == [payload.join(payload.encode(one)) for one in [values[0], *values]]
+        for one, found in zip(short, opened, strict=True):
+            assert same(payload.decode(one), found)
+
+
+@given(st.binary(max_size=40), st.sampled_from((b"", b"\x93\xc7\x00\x01\x92\xc7\x00\x01")))
+@settings(max_examples=200, deadline=None)
+def test_shortcuts_refuse_alike(noise: bytes, begin: bytes) -> None:
+    body = begin + noise
+    data = payload._FIXED.pack(0x92, payload.PLAIN, 0xCF, len(body)) + body
+
+    def outcome() -> object:
+        try:
+            return payload.decode(data)
+        except RemoteProtocolError:
+            return RemoteProtocolError
+
+    short = outcome()
+    with pytest.MonkeyPatch.context() as monkey:
+        the_long_way(monkey)
+        assert same(outcome(), short)
 
 
 @given(st.lists(any_arrays(), min_size=1, max_size=4))

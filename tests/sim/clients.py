@@ -235,8 +235,10 @@ class Client:
             return
         if rejected.reason == "conflict" and not self.world.damaged & set(rejected.tasks):
             self.world.broken("conflict", f"{rejected.text} {rejected.tasks!r}")
+        # A disk that was rolled back has forgotten whom it accepted.
+        truths = self.world.observer.tasks
         if rejected.reason == "no_space" and any(
-            self.tasks[task].accepted for task in rejected.tasks
+            self.tasks[task].accepted and not truths[task].excused for task in rejected.tasks
         ):
             self.world.broken("space", "an accepted task is rejected later")
         for task in rejected.tasks:

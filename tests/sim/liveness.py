@@ -63,7 +63,7 @@ def settle_ms(core: Sequence[Machine], everybody: Sequence[Machine]) -> int:
         until_ms = max(node.election.distrusted.values(), default=0)
         longest_ms = (DISTRUST_FOR_DEADS << DISTRUST_DOUBLINGS) * dead_ms
         distrust_ms = min(max(0, until_ms - machine.clock()), longest_ms)
-        if not node.election.served:
+        if not node.election.served or node.election._unanswered_since_ms >= 0:
             # Its Demand went unanswered while things were broken; the healing may come too late.
             distrust_ms = max(distrust_ms, node.election.distrust_deads() * dead_ms)
         slowest = max(slowest, 2 * dead_ms + elect_ms + 3 * beat_ms + distrust_ms)

@@ -224,6 +224,56 @@ class Work:
             )
         )
 
+    def company(self, rng: Random) -> None:
+        """One class of many small tasks, which travel in bundles, and now and then an odd one."""
+        client = rng.choice(self.members).name
+        spec = m.ClassSpec(
+            NEEDS,
+            pure=rng.random() < 0.3,
+            retries=rng.choice((0, 0, 2)),
+            lease_ms=rng.choice(LEASES_MS),
+            name="small",
+        )
+        run_ms, odd = rng.choice((1, 5, 20)), rng.choice((0, 0.04, 0.15, 0.4))
+        wishes = odd and rng.random() < 0.5
+        code = self._object(5_000) if rng.random() < 0.2 else None
+        first_ms = FIRST_MS + rng.choice((0, 100, 2_000))
+        for wave in range(rng.choice((3, 4, 6))):
+            pieces = []
+            # The first few say how long they take; the later ones are many.
+            for _ in range(rng.choice((8, 25, 60)) if wave else 2):
+                self._tasks += 1
+                plan, wished = Plan(run_ms), False
+                if wave and rng.random() < odd:
+                    plan = self._odd(rng, run_ms)
+                    wished = wishes or plan.fate == "hang"
+                piece = Piece(f"t{self._tasks}", rng.randbytes(16), rng.randbytes(4), plan, wished)
+                pieces.append(piece._replace(plan=self._afford(plan)))
+            when_ms = first_ms + (rng.randrange(300, self._fault_ms) if wave else 0)
+            name = f"submit#{len(self.submissions)}"
+            cancel_ms = rng.choice((0, 5, 60, 300, 5_000))
+            self.submissions.append(
+                Submission(
+                    *(name, client, when_ms, spec, False, rng.random() < 0.5, 0, code),
+                    *(tuple(pieces), cancel_ms if any(one.cancelled for one in pieces) else -1),
+                )
+            )
+
+    def _odd(self, rng: Random, run_ms: int) -> Plan:
+        """A task that is not as the others in its bundle."""
+        match rng.randrange(8):
+            case 0 | 1:
+                return Plan(rng.choice((60, 300, 2_000)))
+            case 2:
+                return Plan(run_ms, large=True)
+            case 3:
+                # A wish ends it; but nobody wishes for the end of one that is tried again.
+                return Plan(run_ms, "hang" if "retry_order" not in self._faults else "fail")
+            case 4 if rng.random() < 0.3:
+                return Plan(run_ms, "poison")
+            case _:
+                return Plan(run_ms, rng.choice(("fail", "crash", "oom")), rng.choice((1, 10**9)))
+
     def _object(self, size: int) -> m.Ref:
         digest = self._rng.randbytes(32)
         return m.Ref(digest, size or object_bytes(digest))

@@ -1,9 +1,9 @@
 """Switches that each break one rule of docs/protocol.md, to test the simulator itself.
 
 They patch the core from outside; the product contains none of them.  The mutants themselves stand
-in `mutants_safety.py`, `mutants_lives.py`, `mutants_liveness.py` and
-`mutants_harmless.py`; which seed catches each is
-written down in `mutants.txt`.  This file must not know what any of them does.
+in `mutants_safety.py`, `mutants_bundles.py`, `mutants_lives.py`, `mutants_liveness.py` and
+`mutants_harmless.py`; which seed catches each is written down in `mutants.txt`.  This file must
+not know what any of them does.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def save(caught: dict[str, Caught]) -> None:
 
 # Each of these files registers its mutants here.
 from tests.sim import (  # noqa: E402
+    mutants_bundles,  # noqa: F401
     mutants_harmless,  # noqa: F401
     mutants_liveness,  # noqa: F401
     mutants_lives,  # noqa: F401

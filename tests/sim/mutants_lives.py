@@ -143,7 +143,7 @@ def repeated_submit_taken_again() -> list[Patch]:
         for item in submit.tasks:
             task = self.tasks.get(item.task)
             if task is not None and task.ended is not None:
-                self._forget(task)
+                self.forget(task)
         original(self, client, replace(submit), now_ms)
 
     return [(Owner, "on_submit", on_submit)]

@@ -174,12 +174,14 @@ class Scene:
         tries: int = 10**9,
         durable: bool = True,
         count: int = 1,
+        kind: str = "",
         **spec: object,
     ) -> None:
-        """Submit `count` tasks at one node, to run on any or on one."""
+        """Submit `count` tasks at one node, to run on any or on one; equal kinds are one class."""
         world, client = self.world, self.client(at)
         needs = Needs(labels={"node": str(on)}) if on >= 0 else Needs()
-        made = m.ClassSpec(needs.to_wire(), **{"name": name, **spec})  # type: ignore[arg-type]
+        named = {"name": kind or name, **spec}
+        made = m.ClassSpec(needs.to_wire(), **named)  # type: ignore[arg-type]
         items = []
         for serial in range(count):
             text = name if count == 1 else f"{name}.{serial}"
@@ -191,6 +193,23 @@ class Scene:
         submit = m.Submit(client.session, made, None, durable, True, tuple(items))
         world.observer.submitted(at, client.session, submit)
         client.submit(submit)
+
+    def company(self, count: int, run_ms: int, plans: dict[int, Plan], slots: int = 1) -> None:
+        """Let n0 send `count` tasks of one class to n1, in one attempt for each of its slots.
+
+        They are called `t.0`, `t.1` ...; a first one is done before, so that the class is known.
+        """
+        for machine in self.machines:
+            if machine.node is not None:
+                machine.node.owner.granting.bundle_us = 10**9
+        self.submit("t", 0, run_ms, on=1, durable=False)
+        self.until(lambda: self.ended("t"))
+        self.submit("t", 0, run_ms, on=1, durable=False, count=count)
+        self.world.plans.update({self.tasks[f"t.{one}"]: plan for one, plan in plans.items()})
+        self.until(lambda: self.runs("t.0"))
+        live = self.owner(0).owner.attempts.values()
+        if [len(one.tasks()) for one in live] != [count // slots] * slots:
+            raise Broken("story", "they are not in company")
 
     def starts(self, name: str) -> int:
         """How many attempts of a task were started so far."""
@@ -237,4 +256,4 @@ class Scene:
 
 
 # Each of its functions registers itself here.
-from tests.sim import directed  # noqa: E402, F401
+from tests.sim import directed, directed_bundles  # noqa: E402, F401

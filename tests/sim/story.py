@@ -288,6 +288,13 @@ class Story:
         """From now on a flush takes so long."""
         self._disk_ms = _time(text)
 
+    def do_bundles(self, text: str) -> None:
+        """From now on the tasks of a bundle may run so long together."""
+        self.world.bundle_us = 1_000 * _time(text)
+        for machine in self.world.machines:
+            if machine.node is not None:
+                machine.node.owner.granting.bundle_us = self.world.bundle_us
+
     def do_kill(self, text: str) -> None:
         """From now on a kill takes so long."""
         self._kill_ms = _time(text)

@@ -53,6 +53,10 @@ HARMLESS_KINDS = frozenset(
 )
 HEARTBEATS_MS = (0, 0, 0, 500, 1_000)
 NODES = (1, 2, 2, 3, 3, 3, 4, 5)
+INSIST_MS = 15_000
+# How long a bundle may run, and how many histories are about them, whatever else they are.
+BUNDLES_US = (*(9 * (0,)), 3_000, 100_000, 100_000_000)
+COMPANY = 0.15
 MANY_NODES = (6, 7, 8, 9)
 FAULT_MS = (3_000, 6_000, 12_000, 30_000)
 PATIENCE_MS = 1_500_000
@@ -108,7 +112,8 @@ class Swarm:
         self.seed = seed
         self.drop = frozenset(drop)
         rng = self._rng("shape")
-        drawn = _kinds(rng) | frozenset(force)
+        # Many small tasks are no fault, but may be asked for in the same way.
+        drawn = _kinds(rng) | frozenset(force) - {"company"}
         self.faults = drawn - self.drop
         self.fault_ms = rng.choice(FAULT_MS)
         self.boxes = self._boxes(drawn)
@@ -124,13 +129,19 @@ class Swarm:
             links=rng.random() < 0.15 or "real_links" in self.faults,
             **world,
         )
-        self.world.bundle_us = self._rng("bundles").choice((0, 0, 3_000, 100_000, 100_000_000))
+        # These numbers leave the histories of all seeds that are written down as they were.
+        self.world.bundle_us = self._rng("bundles 42730").choice(BUNDLES_US)
         self.world.greets_first = self.world.greets and rng.random() < 0.5
         self.world.strict = self.world.greets and rng.random() < 0.5
         self._set_chances(rng)
         self.small = tiny.drawn(self._rng("tiny")) if "tiny_limits" in self.faults else {}
         bundles = {"bundles"} if self.world.bundle_us > 0 else set()
         self.work = Work(self._rng("work"), drawn | bundles, len(self.boxes), self.fault_ms)
+        small = "company" in force or self._rng("company 7772").random() < COMPANY
+        if small and "company" not in self.drop:
+            if not self.world.bundle_us:
+                self.world.bundle_us = 100_000
+            self.work.company(self._rng("small tasks"))
         self.deeds = self._deeds(drawn)
         self.hand = Faults(self.world)
         self.hand.only_clones = self.faults <= HARMLESS_KINDS
@@ -309,6 +320,18 @@ class Swarm:
         ids = tuple(piece.task for piece in pieces if piece.cancelled)
         if one.cancel_ms >= 0 and ids:
             world.at(world.now + one.cancel_ms, client.cancel, ids)
+            if not one.spec.timeout_ms and any(piece.plan.fate == "hang" for piece in pieces):
+                # Nothing but its wish ever ends such a task.
+                world.at(world.now + INSIST_MS, self._insist, client, ids)
+
+    def _insist(self, client: Client, ids: tuple[bytes, ...]) -> None:
+        """Say a wish again until it has come true, as a client does."""
+        known = [client.tasks[one] for one in ids if one in client.tasks]
+        # What it takes for lost may have been accepted all the same.
+        left = tuple(one.task for one in known if one.ended is None)
+        if client.alive and (left or len(known) < len(ids)):
+            client.cancel(left)
+            self.world.at(self.world.now + INSIST_MS, self._insist, client, ids)
 
     def _make_faults(self) -> None:
         for deed in self.deeds:

@@ -34,6 +34,9 @@ class Owner:
     def lead(self, over: Callable[[], bool], timeout_s: float | None) -> float | None:
         return timeout_s
 
+    def nudge(self) -> None:
+        """Nobody serves anything here."""
+
 
 TEMPLATE = Template(ClassSpec(b""), None, False, False, "work")
 

@@ -9,6 +9,7 @@ import pytest
 from blackroad.bus import messages as m
 from blackroad.ids import Token
 from blackroad.requirements import Needs
+from blackroad.router import bulk
 from blackroad.router.effects import (
     Effect,
     EndRow,
@@ -427,8 +428,12 @@ def test_a_durable_outcome_is_kept_until_retention_ends() -> None:
     assert bench.turn(400) == [Persist((ForgetRow(task_id(1)),), 3)]
 
 
-def test_pins_follow_the_task() -> None:
-    """R-object-2: an owner pins work and code until the outcome, a result as long as that."""
+def test_pins_follow_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-object-2: an owner pins work and code until the outcome, a result as long as that.
+
+    Functions that were used lately stay, so that the next task finds them without asking.
+    """
+    monkeypatch.setattr(bulk, "WARM_CODES_MAX", 1)
     bench = OwnerBench()
     bench.allow(PEER=1)
     code, ref = m.Ref(digest(1), 70_000), m.Ref(digest(2), 90_000)
@@ -440,6 +445,9 @@ def test_pins_follow_the_task() -> None:
     bench.owner.on_fetched(ref.digest, 30)
     effects = bench.turn(30)
     assert of_kind(effects, Pin) == [Pin(ref.digest)]
-    assert of_kind(effects, Unpin) == [Unpin(code.digest)]
+    assert of_kind(effects, Unpin) == []
     bench.owner.on_seen(SESSION, (task_id(1),))
     assert bench.turn(40) == [Unpin(ref.digest)]
+    bench.owner.pins.pin(digest(3))
+    effects = bench.submit(2, code=m.Ref(digest(3), 10), now_ms=50)
+    assert of_kind(effects, Unpin) == [Unpin(code.digest)]

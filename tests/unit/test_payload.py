@@ -486,6 +486,53 @@ def test_changed_closures_and_lists_are_noticed() -> None:
     assert elsewhere(payload.encode_function(looks)[1], "f()") == "(2, 3)"
 
 
+def test_whatever_may_change_inside_a_function_is_noticed() -> None:
+    def told(*, step: int = 1) -> int:
+        return step
+
+    assert told.__kwdefaults__ is not None
+    _, same = payload.sealed_function(told)
+    assert same is not None
+    assert same()
+    told.__kwdefaults__["step"] = 5
+    assert not same()
+    assert elsewhere(payload.encode_function(told)[1], "f()") == "5"
+
+    part = functools.partial(max, 1, default=2)
+    _, same = payload.sealed_function(part)
+    assert same is not None
+    assert same()
+    part.keywords["default"] = 3
+    assert not same()
+
+    _, same = payload.sealed_function(scaled)
+    assert same is not None
+    scaled.note = "new"  # type: ignore[attr-defined]
+    try:
+        assert not same()
+        assert payload.sealed_function(scaled)[1] is None, "what an attribute holds may change"
+    finally:
+        del scaled.note  # type: ignore[attr-defined]
+
+
+def test_a_method_of_a_list_is_pickled_each_time() -> None:
+    items = [3, 4]
+    before, same = payload.sealed_function(items.index)
+    assert same is None
+    items.insert(0, 5)
+    assert payload.sealed_function(items.index)[0] != before
+
+
+def test_a_name_that_is_bound_later_is_noticed() -> None:
+    def looks() -> int:
+        return value
+
+    _, same = payload.sealed_function(looks)
+    assert same is not None
+    value = 3
+    assert not same()
+
+
 def test_the_cache_is_bounded() -> None:
     for number in range(code.FUNCTIONS_CACHED_MAX + 20):
         payload.encode_function(functools.partial(max, number))

@@ -216,3 +216,38 @@ def test_a_lossy_path_delivers_everything_within_the_window(seed: int) -> None:
                 here.add(item[1])
         assert now < 10_000_000
     assert here == set(range(0, size, C))
+
+
+# --- what comes another way -----------------------------------------------------------------------
+
+
+def test_what_came_over_a_line_is_not_asked_for_again() -> None:
+    puller = Puller(bytes(32), 10 * CHUNK_BYTES + 5)
+    assert puller.wants(0) == [(0, WINDOW_CHUNKS)]
+    puller.have(9 * CHUNK_BYTES + 17, 10)
+    assert puller.received_bytes == 9 * CHUNK_BYTES
+    puller.resume(10)
+    assert puller.wants(10) == [(9 * CHUNK_BYTES, 2)]
+    puller.have(puller.size, 20)
+    assert puller.complete
+    assert puller.received_bytes == puller.size
+
+
+def test_a_chunk_that_was_here_already_counts_once() -> None:
+    puller = Puller(bytes(32), 4 * CHUNK_BYTES)
+    puller.wants(0)
+    assert puller.on_chunk(2 * CHUNK_BYTES, bytes(CHUNK_BYTES), 1) is False
+    puller.have(3 * CHUNK_BYTES, 2)
+    assert puller.on_chunk(CHUNK_BYTES, bytes(CHUNK_BYTES), 3) is None
+    assert puller.on_chunk(3 * CHUNK_BYTES, bytes(CHUNK_BYTES), 4) is True
+
+
+def test_a_line_that_stands_still_is_given_up() -> None:
+    puller = Puller(bytes(32), 4 * CHUNK_BYTES)
+    puller.waits(0, moved=True)
+    for now_ms in range(1000, GIVE_UP_MS, 1000):
+        puller.waits(now_ms, moved=False)
+        assert not puller.gave_up(now_ms)
+    assert puller.gave_up(GIVE_UP_MS)
+    puller.waits(GIVE_UP_MS, moved=True)
+    assert not puller.gave_up(GIVE_UP_MS)

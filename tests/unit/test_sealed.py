@@ -35,6 +35,19 @@ def test_records_come_out_as_they_went_in(cipher: Cipher) -> None:
         assert opened(other, record) == data
 
 
+@pytest.mark.parametrize("cipher", [Cipher.AES, Cipher.CHACHA])
+def test_an_older_library_does_the_same(cipher: Cipher) -> None:
+    old, new, other = seal(cipher), seal(cipher), seal(cipher)
+    assert new._in_place
+    old._in_place = other._in_place = False
+    record = closed(old, b"data")
+    assert record == closed(seal(cipher), b"data")
+    assert opened(new, record) == opened(other, record) == b"data"
+    record[0] ^= 1
+    with pytest.raises(RemoteProtocolError):
+        opened(other, record)
+
+
 @pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize("at", [0, 7, -1])
 def test_a_changed_bit_is_found(cipher: Cipher, at: int) -> None:
