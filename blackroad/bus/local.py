@@ -18,12 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from blackroad.errors import EnvironmentProblem
-from blackroad.limits import BULK_FRAME_BYTES_MAX, MIB
+from blackroad.limits import BULK_FRAME_BYTES_MAX, KIB, MIB
 
 if TYPE_CHECKING:
     from blackroad.bus.sources import Sources
 
 PACKETS_A_TURN: Final = 64  # of one program, before the others have their turn
+BYTES_A_TURN: Final = 32 * KIB  # the same; a thousand small tasks, which the task processes outlast
 BUFFER_BYTES: Final = 1 * MIB  # asked for; the kernel gives what it allows
 PENDING_BYTES_MAX: Final = 64 * MIB  # what waits for a program that does not read
 SEND_WAIT_S: Final = 5.0  # how long a program waits for a daemon that does not read
@@ -103,7 +104,10 @@ class LocalServer:
 
     def _packets(self, line: _Line) -> Iterator[bytes]:
         receive, buffer, view = line.socket.recv_into, self._buffer, self._view
+        heard = 0
         for _ in range(PACKETS_A_TURN):
+            if heard > BYTES_A_TURN:
+                return
             try:
                 size = receive(buffer)
             except BlockingIOError:
@@ -113,6 +117,7 @@ class LocalServer:
             if not size:
                 self._close(line)
                 return
+            heard += size
             yield bytes(view[:size])
 
     def send(self, handle: bytes, frames: Sequence[Frame]) -> bool:

@@ -6,15 +6,31 @@ every task process.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import Final
 
 from blackroad.limits import BUNDLE_TASKS_MAX, INLINE_BYTES_MAX
 
+_HIGH_FD: Final = 700
 TABLE_BYTES: Final = 4 * BUNDLE_TASKS_MAX  # where each entry ends, counted from the first one
 _ENTRY_BYTES: Final = 16  # of an entry beside its result: array, length, time
 MAILBOX_BYTES: Final = TABLE_BYTES + INLINE_BYTES_MAX + _ENTRY_BYTES * BUNDLE_TASKS_MAX
+
+
+def _out_of_the_way(fd: int) -> int:
+    """Give a descriptor a high number.
+
+    A task that closes all it finds and opens files gets the low ones: none of them must be taken
+    for the counter.
+    """
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:
+        return fd
+    os.close(fd)
+    return high
 
 
 class Tray:
@@ -23,7 +39,7 @@ class Tray:
     __slots__ = ("_at", "_claims_fd", "_map", "_table")
 
     def __init__(self, claims_fd: int, memory_fd: int) -> None:
-        self._claims_fd = claims_fd
+        self._claims_fd = _out_of_the_way(claims_fd)
         self._map = mmap.mmap(memory_fd, MAILBOX_BYTES)
         os.close(memory_fd)
         self._table = memoryview(self._map)[:TABLE_BYTES].cast("I")
