@@ -185,19 +185,22 @@ class _Growth:
                 self._count(want, node_id, want.in_use[node_id])
 
     def fill(self, ideal: Table) -> None:
-        """First who waits too long; then level by level, towards the ideal shares and beyond."""
+        """Level by level, and in each first the one slot of whoever waited long enough for it."""
         in_order = _in_order(self._wants)
-        for want in sorted(in_order, key=_raised, reverse=True):
-            share = ideal.get(want.key)
-            if share and _raised(want) > want.priority and not want.in_use:
-                self._towards(want, {next(iter(share)): 1}, _raised(want))
         levels: dict[int, list[Want]] = {}
+        waited: dict[int, list[tuple[Want, bytes]]] = {}
         for want in in_order:
             levels.setdefault(want.priority, []).append(want)
-        for level in sorted(levels, reverse=True):
-            for want in levels[level]:
+            share = ideal.get(want.key)
+            if share and _raised(want) > want.priority and not want.in_use:
+                waited.setdefault(_raised(want), []).append((want, next(iter(share))))
+        for level in sorted({*levels, *waited}, reverse=True):
+            for want, node in waited.get(level, ()):
+                self._towards(want, {node: 1}, level)
+            here = levels.get(level, [])
+            for want in here:
                 self._towards(want, ideal.get(want.key, {}), level)
-            self._beyond([want for want in levels[level] if self._left[want.key]])
+            self._beyond([want for want in here if self._left[want.key]])
 
     def _towards(self, want: Want, share: Mapping[bytes, int], level: int) -> None:
         """Grow into the ideal share, as far as others leave room and tasks are queued."""
