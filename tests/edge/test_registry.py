@@ -108,7 +108,7 @@ def until(opened: list[Registry], done: Callable[[], bool]) -> list[Hint]:
 def test_nodes_of_one_cluster_find_each_other(server: Server, opened: list[Registry]) -> None:
     server.start()
     one, two = (registry(opened, server, letter) for letter in "ab")
-    heard = until(opened, lambda: bool(one.heard) and bool(two.heard))
+    heard = until(opened, lambda: bool(one.heard and two.heard) and one.state == "up")
     assert {(hint.node, hint.endpoints, hint.source) for hint in heard} == {
         ("a" * 26, ("tcp://10.0.0.97:7701",), "redis"),
         ("b" * 26, ("tcp://10.0.0.98:7701",), "redis"),
