@@ -353,8 +353,13 @@ def _read(fd: int, size: int) -> bytearray:
 
 def _taken(path: str) -> int:
     """Lock a file that nobody maps and that is still called so; -1 where it is in use or gone."""
+    return locked(path, os.O_RDWR)
+
+
+def locked(path: str | os.PathLike[str], flags: int) -> int:
+    """Lock what is still called so, without waiting; -1 where somebody has it or it is gone."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return -1
     try:

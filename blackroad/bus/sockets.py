@@ -379,6 +379,7 @@ def drain_door(socket: Socket, limit: int = DRAIN_MAX) -> Iterator[Keyed]:
         try:
             route = socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            _touched.discard(socket)
             return
         frames = [route.bytes]
         if route.more:

@@ -226,18 +226,7 @@ def _memory_root(objects: Path, limit_bytes: int) -> tuple[Root | None, int]:
 
 def _lock(path: Path) -> int:
     """Lock a directory that is still called so; -1 where somebody else has it or removed it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(path, follow_symlinks=False).st_ino == os.fstat(fd).st_ino:
-            return fd
-    except OSError:
-        pass
-    os.close(fd)
-    return -1
+    return parcels.locked(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _sweep() -> None:
