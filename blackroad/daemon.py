@@ -79,6 +79,7 @@ RUNTIME_FILE = "daemon.json"
 MEMBERSHIP_NOTES = frozenset({"node.joined", "node.reincarnated"})
 
 
+PREFORKED_MAX = 4
 def run_daemon(config: Config) -> int:
     """Run a daemon until it is told to stop; return its exit code.
 
@@ -236,6 +237,7 @@ class Daemon:
             self._transport.tell,
             self._on_arrived,
             self._on_fetch_failed,
+        self._pool.prefork(min(self.config.slots or 1, PREFORKED_MAX))
             self._transport.key_of,
             self._gate.guard.node_with if self._gate.guard is not None else None,
             Streams.beside(self.config, self._store.peek, self._gate.closed),

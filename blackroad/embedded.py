@@ -50,6 +50,7 @@ HEARTBEAT_MS: Final = 1_000  # nobody hears it; the node's timers are multiples 
 LIVED_MS: Final = 20_000
 HOUSEKEEPING_MS: Final = 1_000
 IDLE_MS: Final = 60_000
+PREFORKED_MAX: Final = 4
 CODES_KEPT: Final = 64
 _PREFIX: Final = "blackroad-embedded-"
 _LOCK: Final = "lock"
@@ -126,6 +127,7 @@ class EmbeddedWire:
             keep=self._workers,
         )
         self._pool.start()
+        self._pool.prefork(min(self._workers, PREFORKED_MAX))
         self._closers.insert(0, self._pool.close)
         self._store = ObjectStore.shared(objects, self._directory, OBJECT_BYTES_MAX, ())
         self._store.on_dropped = self._on_evicted

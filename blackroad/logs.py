@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -12,8 +13,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 def setup(log_format: str, level: str, node: str) -> Any:
     """Configure structlog once; return the daemon's logger."""
-    import structlog
-
+    structlog = _structlog()
     as_json = log_format == "json" or (
         log_format == "auto" and (bool(os.environ.get("JOURNAL_STREAM")) or not sys.stderr.isatty())
     )
@@ -32,3 +32,16 @@ def setup(log_format: str, level: str, node: str) -> Any:
         cache_logger_on_first_use=True,
     )
     return structlog.get_logger().bind(node=node)
+
+
+def _structlog() -> Any:
+    """Import it alone: it would take rich along for tracebacks, 6 MiB that no daemon looks at."""
+    if "rich" in sys.modules or "structlog" in sys.modules:
+        return importlib.import_module("structlog")
+    modules: dict[str, Any] = sys.modules
+    # Which makes its import fail.
+    modules["rich"] = None
+    try:
+        return importlib.import_module("structlog")
+    finally:
+        del modules["rich"]

@@ -516,6 +516,8 @@ class Node:
             self.out.note("node." + change.name.lower(), node=short(node), inc=peer.inc)
             match change:
                 case Change.JOINED:
+            if change in (Change.JOINED, Change.RECOVERED, Change.REINCARNATED):
+                self.worker.spool.owner_back(node, now_ms)
                     view.present, view.suspect = True, False
                     # Attempts of an earlier life of mine may stand with an earlier life of it.
                     owner.on_incarnation(node, peer.inc, now_ms)
@@ -530,13 +532,11 @@ class Node:
                 case Change.DIED:
                     view.present = False
                     owner.on_suspect(node, now_ms)
-                    self.coordinator.forget_node(node)
-                    self.coordinator.forget_owner(node)
+                    self.coordinator.forget(node)
                 case Change.LEFT:
                     view.present = False
                     owner.on_goodbye(node, peer.inc, now_ms)
-                    self.coordinator.forget_node(node)
-                    self.coordinator.forget_owner(node)
+                    self.coordinator.forget(node)
                 case _:
                     assert_never(change)
         if changes:
@@ -568,7 +568,7 @@ class Node:
             if claim is None:
                 self.coordinator.stop()
             else:
-                self.coordinator.begin(claim, now_ms)
+                self.coordinator.begin(claim, now_ms, (one.node for one in beats))
                 self._offer_own_supply()
                 for peer in self.membership.present():
                     self._offer_supply(peer)

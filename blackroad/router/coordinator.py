@@ -23,6 +23,8 @@ from blackroad.router.placement import Fit, Node, Want, allocate
 from blackroad.router.reservations import Reservations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from blackroad.bus.messages import Supply
     from blackroad.capabilities import Capabilities
     from blackroad.ids import Epoch
@@ -58,6 +60,9 @@ class Coordinator:
         self._fit = Fit()
         self.reservations = Reservations(self.nodes, self._fit)
         self._matching_ms = FOREVER_MS
+        # While it listens: whose Demand, and whose Supply, has not come yet.
+        self._no_demand: set[bytes] = set()
+        self._no_supply: set[bytes] = set()
         # No later than the first time that any owner was last told its rows.
         self._told_ms = FOREVER_MS
         self._seq = 0
@@ -67,11 +72,17 @@ class Coordinator:
 
     # --- reign ------------------------------------------------------------------------------------
 
-    def begin(self, epoch: Epoch, now_ms: int) -> None:
-        """Listen first: every owner is to be heard before the first table."""
+    def begin(self, epoch: Epoch, now_ms: int, others: Iterable[bytes] = ()) -> None:
+        """Listen first: every owner is to be heard before the first table.
+
+        `others` are the nodes that live; once they and this one have spoken there is nobody
+        left to listen for.
+        """
         self.stop()
         self.epoch = epoch
         self._matching_ms = now_ms + LISTEN_BEATS * self.interval_ms
+        self._no_supply = set(others)
+        self._no_demand = {self.me, *self._no_supply}
         self._changed = True
 
     def stop(self) -> None:
@@ -108,6 +119,7 @@ class Coordinator:
             if known.demand.inc == demand.inc:
                 fresh.rows = known.rows
         self.owners[owner] = fresh
+        self._no_demand.discard(owner)
         self._told_ms = min(self._told_ms, fresh.told_ms)
         self._changed = True
         if known is None or any(want.queued and want.cls not in before for want in wants):
@@ -117,6 +129,7 @@ class Coordinator:
         """A node that follows me tells what it gives."""
         if self.epoch is None:
             return
+        self._no_supply.discard(node)
         if caps is None or supply.draining:
             self.forget_node(node)
             return
@@ -153,12 +166,23 @@ class Coordinator:
             self._changed = True
             self.reservations.forget_owner(owner)
 
+    def forget(self, node: bytes) -> None:
+        """A node is dead or gone, with the owner on it: nothing more is heard from it."""
+        self._no_demand.discard(node)
+        self._no_supply.discard(node)
+        self.forget_node(node)
+        self.forget_owner(node)
+
     # --- tables -----------------------------------------------------------------------------------
 
     def settle(self, now_ms: int) -> None:
         """Compute and tell the table where that is due."""
-        if self.epoch is None or now_ms < self._matching_ms:
+        if self.epoch is None:
             return
+        if now_ms < self._matching_ms:
+            if self._no_demand or self._no_supply:
+                return
+            self._matching_ms = now_ms
         if self._changed or self._turn_ms() <= now_ms:
             gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
             if now_ms - self._table_ms >= gap_ms:

@@ -119,6 +119,16 @@ class Spool:
             self._report(spooled, now_ms)
         return True
 
+    def owner_back(self, owner: bytes, now_ms: int) -> None:
+        """It was away, and would start again what ended long ago: tell it now, not when due.
+
+        Cost  one look at each, and nodes come seldom.
+        """
+        for key, spooled in self.owed.items():
+            if key[0] == owner and spooled.resend_ms != FOREVER_MS:
+                spooled.resend_after_ms = OUTCOME_RESEND_MS
+                self._report(spooled, now_ms)
+
     def _report(self, spooled: Spooled, now_ms: int) -> None:
         if self.owed.get(spooled.key) is not spooled:
             return

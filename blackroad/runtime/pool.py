@@ -59,7 +59,7 @@ __all__ = [
     "base_environment",
 ]
 
-PRELOAD: Final = ("numpy", "msgpack", "cloudpickle", "blackroad.kernels.registry")
+PRELOAD: Final = ("numpy.random", "msgpack", "cloudpickle", "blackroad.kernels.registry")
 OUTPUT_READ_BYTES: Final = 64 * 1024  # what one read takes out of a pipe
 OUTPUT_DRAIN_BYTES: Final = 1 * MIB  # and what the end of a task may add
 RESTARTS_FREE: Final = 3  # within RESTART_WINDOW_MS; after that the pool complains and slows down
@@ -153,6 +153,13 @@ class Pool:
                 hint="free some space, or change `state_dir`",
             ) from None
         self._start_server()
+
+    def prefork(self, count: int) -> None:
+        """Have that many processes before there are tasks, so that the first ones wait for none."""
+        while len(self._processes) < count and self._slots:
+            process = self._fork(())
+            process.idle_since_ms = self._now_ms
+            self._idle.setdefault((), []).append(process)
 
     def fds(self) -> Collection[int]:
         """All descriptors to poll for reading; `version` grows when they have changed."""
@@ -625,7 +632,11 @@ class Pool:
         for process in self._lost:
             process.doomed = True
         self._processes = {item.number: item for item in self._processes.values() if item.unsent}
-        self._idle = {}
+        self._idle = {
+            environment: waiting
+            for environment, stack in self._idle.items()
+            if (waiting := [item for item in stack if item.unsent])
+        }
         self._requests = deque(item for item in self._requests if item[1] is not None)
         self._plan_restart(server.last_line())
 

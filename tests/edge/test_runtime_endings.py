@@ -23,7 +23,7 @@ from blackroad.bus import payload
 from blackroad.errors import Busy, InvariantBroken
 from blackroad.runtime import cgroups, forkserver, processes
 from blackroad.runtime.events import Clean, Crashed, Finished, Gone, PoolEvent, Problem
-from blackroad.runtime.pool import Pool
+from blackroad.runtime.pool import RESTART_PAUSE_MS, Pool
 from blackroad.runtime.task_process import RETIRE_ABOVE_BYTES
 from tests.edge.groups import group as group
 from tests.edge.pool_bench import (
@@ -286,6 +286,25 @@ def test_the_loss_of_the_fork_server_is_survived(bench: Bench, tmp_path: Path) -
     assert [pid for pid in pids if alive(pid)] == [], "swept before it was told"
     assert bench.pool.server_pid not in (0, server)
     assert bench.value(abs, -1) == 1
+
+
+def test_processes_made_early_take_the_first_tasks(bench: Bench) -> None:
+    bench.pool.prefork(2)
+    bench.pool.prefork(2)
+    early = bench.until(lambda: len(bench.pool.pids) == 2 and set(bench.pool.pids))
+    assert {bench.value(os.getpid) for _ in range(2)} < early
+    assert set(bench.pool.pids) == early
+
+
+def test_processes_that_no_fork_server_has_made_yet_wait_for_the_next_one(bench: Bench) -> None:
+    while not any(isinstance(one, Problem) for one in bench.events):
+        if bench.pool.server_pid:
+            os.kill(bench.pool.server_pid, signal.SIGKILL)
+        bench.turn()
+    bench.pool.prefork(2)
+    bench.pool.tick(2 * RESTART_PAUSE_MS)
+    early = bench.until(lambda: len(bench.pool.pids) == 2 and set(bench.pool.pids))
+    assert bench.value(os.getpid) in early
 
 
 def test_task_processes_die_with_their_fork_server_at_once(bench: Bench) -> None:

@@ -32,7 +32,7 @@ DIRECTED = {
     "s11-clocks-apart": ("bound_not_moved_by_renewed", "I3"),
     "s13-deaf-node-claims": ("one_way_claimants_accepted", "coordinator attic at attic shed"),
     "s14-deaf-coordinator": ("no_distrust", "coordinator shed at shed loft"),
-    "s14-deaf-coordinator-restates": ("any_table_answers", "coordinator shed at shed loft"),
+    "s14-deaf-coordinator-restates": ("any_table_answers", "coordinator loft at shed loft"),
     "s19-cancel-in-each-state": ("cancel_before_proof", "I3"),
     "s21-poison-at-home": ("go_not_journaled", "I10"),
     "s22-innocents-beside-poison": ("no_isolation", "I10"),

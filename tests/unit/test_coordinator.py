@@ -71,6 +71,31 @@ def table(seq: int, *rows: tuple[int, bytes, int], demand: int = 1, inc: int = I
 # --- reign ----------------------------------------------------------------------------------------
 
 
+def test_nobody_is_left_to_listen_for() -> None:
+    """R-alloc-6: the first table leaves once all have spoken, and no earlier."""
+    bench = Bench(listen=True)
+    bench.it.begin(EPOCH, 0, (ME, PEER))
+    for node in (FOURTH, ME):
+        bench.it.on_supply(node, "x", CAPS, supply())
+    assert bench.demand(10, owner=FOURTH) == []
+    assert bench.demand(20, one()) == []
+    # One that still follows somebody else is waited for, and so is its supply.
+    bench.it.forget_node(PEER)
+    bench.it.forget_owner(PEER)
+    assert bench.demand(30, owner=PEER) == []
+    bench.it.on_supply(PEER, "x", CAPS, supply())
+    assert [to for to, _ in bench.settle(40)] == [ME, PEER]
+
+
+def test_the_dead_are_not_listened_for() -> None:
+    bench = Bench(listen=True)
+    bench.it.begin(EPOCH, 0, (ME, PEER))
+    bench.it.on_supply(ME, "x", CAPS, supply())
+    assert bench.demand(10, owner=FOURTH) == bench.demand(20, one()) == []
+    bench.it.forget(PEER)
+    assert bench.settle(30) != []
+
+
 def test_it_listens_before_its_first_table() -> None:
     """R-alloc-6: a new coordinator listens for 2 H before its first."""
     bench = Bench(listen=True)

@@ -63,3 +63,18 @@ def test_leaving_ends_what_runs_and_reports_it() -> None:
     [told] = of_kind(out.take(), m.Outcome)
     assert (told.token, told.status) == (T1, m.Status.STOPPED)
     bench.check()
+
+
+def test_what_is_owed_to_a_node_that_is_back_is_told_at_once() -> None:
+    """R-outcome-6: else its owner, who restarted, starts again what ended long ago."""
+    bench, out = worker(slots=2)
+    for number, flags in ((1, DURABLE), (2, 0)):
+        bench.on_grant(PEER, grant(number, flags=flags), 1000)
+        key = (PEER, Token(5 << 32, number))
+        bench.on_finished(key, m.Status.DONE, b"42", NO_FACTS, 1100)
+    assert len(of_kind(out.take(), m.Outcome)) == 1
+    bench.spool.owner_back(b"\x09" * 20, 1150)
+    assert out.take() == []
+    bench.spool.owner_back(PEER, 1200)
+    # The durable one is still being written.
+    assert [one.token for one in of_kind(out.take(), m.Outcome)] == [Token(5 << 32, 2)]
