@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from blackroad.client import Client
+from tests.edge.alarms import alarm as alarm
 from tests.edge.meshes import Mesh, mesh_of
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from blackroad.errors import (
     UsageError,
     WorkerCrashed,
 )
+from tests.edge.alarms import Alarm
 from tests.edge.meshes import until
 
 pytestmark = pytest.mark.edge
@@ -353,32 +353,6 @@ def test_the_ways_of_the_library(client: Client) -> None:
         )
 
     assert asyncio.run(all_of_them()) == [n * n for n in range(30)]
-
-
-class Alarm(KeyboardInterrupt):
-    """Somebody's signal handler raised this."""
-
-
-@pytest.fixture
-def alarm() -> Iterator[Callable[[float], None]]:
-    """Have a handler raise Alarm in the main thread, once, so many seconds from now; 0: never."""
-
-    armed: list[bool] = []
-
-    def rings(number: int, frame: object) -> None:
-        # The signal may reach another thread, and so be a little late.
-        if armed:
-            armed.clear()
-            raise Alarm
-
-    def arm(seconds: float) -> None:
-        armed[:] = [True] if seconds else []
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    before = signal.signal(signal.SIGALRM, rings)
-    yield arm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def test_a_wait_can_be_interrupted(

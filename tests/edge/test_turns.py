@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from blackroad import Client
 from blackroad.errors import NoDaemon, TaskFailed
+from tests.edge.alarms import Alarm
 from tests.edge.meshes import until
 
 pytestmark = pytest.mark.edge
@@ -35,37 +35,11 @@ def waits(path: str) -> str:
         return file.read()
 
 
-class Alarm(KeyboardInterrupt):
-    """A signal handler of the program raised this."""
-
-
 @pytest.fixture
 def gate(tmp_path: Path) -> str:
     path = str(tmp_path / "gate")
     os.mkfifo(path)
     return path
-
-
-@pytest.fixture
-def alarm() -> Iterator[Callable[[float], None]]:
-    """Have a handler raise Alarm in the main thread, once, so many seconds from now; 0: never."""
-
-    armed: list[bool] = []
-
-    def rings(number: int, frame: object) -> None:
-        # The signal may reach another thread, and so be a little late.
-        if armed:
-            armed.clear()
-            raise Alarm
-
-    def arm(seconds: float) -> None:
-        armed[:] = [True] if seconds else []
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    before = signal.signal(signal.SIGALRM, rings)
-    yield arm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def test_the_thread_that_waits_serves(client: Client) -> None:
