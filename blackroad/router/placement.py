@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blackroad.requirements import Ask, Requirement
 
 SLOTS_MAX = 65_535
+FITS_MAX = 200_000
 
 
 class Node:
@@ -115,18 +116,21 @@ class Fit:
     """Remembers which alternative of which needs fits which node; capabilities seldom change."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[bytes, bytes], tuple[Capabilities, Ask | None]] = {}
+        self._known: dict[bytes, dict[bytes, tuple[Capabilities, Ask | None]]] = {}
+        self._count = 0
 
     def ask(self, want: Want, node: Node) -> Ask | None:
         """The first alternative of the class's needs that the node could meet when idle."""
-        key = (want.needs, node.id)
-        known = self._known.get(key)
+        by_node = self._known.get(want.needs)
+        known = by_node.get(node.id) if by_node is not None else None
         if known is None or known[0] is not node.caps:
             index = fits(want.requirement, node.caps, node.text)
             ask = want.requirement.alternatives[index] if index >= 0 else None
-            if len(self._known) > 200_000:
+            if self._count >= FITS_MAX:
                 self._known.clear()
-            known = self._known[key] = (node.caps, ask)
+                self._count = 0
+            self._count += 1
+            known = self._known.setdefault(want.needs, {})[node.id] = (node.caps, ask)
         return known[1]
 
 
@@ -212,7 +216,7 @@ class _Growth:
             kept = granted = min(slots, have)
             ask = self._fit.ask(want, self._nodes[node_id])
             ledger = self._free[node_id]
-            while granted < slots and left and ask is not None and ledger.take(ask) is not None:
+            while granted < slots and left and ask is not None and ledger.spend(ask):
                 granted += 1
                 left -= 1
             if granted < slots:
@@ -246,7 +250,7 @@ class _Growth:
             if self._closed.get(node.id, level - 1) >= level:
                 continue
             ask = self._fit.ask(want, node)
-            if ask is None or node.id in want.avoid or self._free[node.id].take(ask) is None:
+            if ask is None or node.id in want.avoid or not self._free[node.id].spend(ask):
                 continue
             self._add(want, node.id)
             return node
@@ -267,7 +271,7 @@ class _Growth:
                 takers = [
                     (want, ask)
                     for want, ask in takers
-                    if ledger.take(ask) is not None and self._add(want, node_id)
+                    if ledger.spend(ask) and self._add(want, node_id)
                 ]
 
     def _add(self, want: Want, node_id: bytes) -> bool:
@@ -369,7 +373,7 @@ class _Cursor:
             return None
         while self._at < len(self._stops):
             node, ask, limit = self._stops[self._at]
-            if self._taken_here < limit and ledgers[node.id].take(ask) is not None:
+            if self._taken_here < limit and ledgers[node.id].spend(ask):
                 self._taken_here += 1
                 self._left -= 1
                 return node
@@ -389,7 +393,7 @@ def _free_now(nodes: Mapping[bytes, Node], wants: Sequence[Want], fit: Fit) -> d
             ask = fit.ask(want, node)
             ledger = ledgers[node_id]
             for _ in range(used):
-                if ask is None or ledger.take(ask) is None:
+                if ask is None or not ledger.spend(ask):
                     break
     return ledgers
 
@@ -420,7 +424,7 @@ def _back_fill(
                 continue
             rows = table.setdefault(want.key, {})
             slots = want.in_use.get(node.id, 0)
-            while slots < want.queued + want.in_use.get(node.id, 0) and ledger.take(ask):
+            while slots < want.queued + want.in_use.get(node.id, 0) and ledger.spend(ask):
                 slots += 1
             if slots:
                 rows[node.id] = min(slots, SLOTS_MAX)

@@ -588,3 +588,12 @@ def test_the_ledger_never_gives_more_than_there_is(
             ledger.give(lease)
     ledger.check()
     assert ledger.free() == ledger.totals
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 9), max_size=4), st.lists(asks, max_size=12))
+def test_what_is_spent_is_what_would_have_been_leased(gpus: list[int], wanted: list[Ask]) -> None:
+    ledger, book = Ledger(60_000, 12, gpus), Ledger(60_000, 12, gpus)
+    for ask in wanted:
+        assert ledger.spend(ask) is (book.take(ask) is not None)
+        assert ledger.free() == book.free()
