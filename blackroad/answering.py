@@ -68,6 +68,10 @@ class Answering:
         self._edges = edges
         # Questions about networks are answered by who looks at them.
         self.net: Callable[[fx.Lookup], None] = lambda _lookup: None
+        # What a doctor asks is found out in a child process.
+        self.checkup: Callable[[], dict[str, Any]] | None = None
+        # What happened is known to who is told of it.
+        self.events: Callable[[bytes], dict[str, Any]] | None = None
         self._waiting: dict[bytes, list[fx.Lookup]] = {}
         # What was put or brought here stays until newer ones need the room.
         self._kept: OrderedDict[tuple[bytes, str], int] = OrderedDict()
@@ -82,7 +86,11 @@ class Answering:
                 case "net.status" | "net.probe" | "net.ask":
                     self.net(lookup)
                 case "driver":
-                    self.reply(lookup, self._statistics())
+                    self.reply(lookup, self.statistics())
+                case "checkup" if self.checkup is not None:
+                    self.reply(lookup, self.checkup())
+                case "events" if self.events is not None:
+                    self.reply(lookup, self.events(lookup.args))
                 case "put" | "get":
                     self._bring(lookup, msgspec.msgpack.decode(lookup.args, type=ObjectArgs))
                 case _:
@@ -127,7 +135,8 @@ class Answering:
             self._store.unpin(digest, lookup.name)
             self.refuse(lookup, f"the object could not be fetched: {text}")
 
-    def _statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
+        """What the edges of this daemon count, as plain data."""
         return {
             "transport": dict(self._transport.counters),
             "objects": dict(self._exchange.counters),

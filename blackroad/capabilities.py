@@ -96,6 +96,8 @@ class Capabilities(Struct, frozen=True):
     speeds: Annotated[dict[_Word, _Speed], Meta(max_length=SPEEDS_MAX)] = {}
     notes: Annotated[tuple[_Note, ...], Meta(max_length=NOTES_MAX)] = ()
     byte_order: Annotated[str, Meta(pattern="^(little|big)$")] = "little"
+    # Where figures for Prometheus are served, as "address:port"; "" where none are.
+    metrics: _Word = ""
 
     def gpus(self) -> tuple[Device, ...]:
         """Return the real, working GPUs, in the order in which the ledger counts them."""

@@ -72,6 +72,8 @@ class Config:
     mdns: bool = True
     mdns_interfaces: tuple[str, ...] = ()
     redis_url: str = ""
+    redis_mirror: bool = False
+    redis_keep_ms: int = 86_400_000
 
     state_dir: Path | None = None
     runtime_dir: Path | None = None
@@ -87,6 +89,15 @@ class Config:
 
     heartbeat_ms: int | None = None
     lease_ms: int = limits.LEASE_MS
+
+    metrics_port: int | None = None
+    metrics_listen: str = LOOPBACK
+    metrics_names: tuple[str, ...] = ()
+    metrics_token_file: Path | None = None
+    otel_url: str = ""
+
+    history_url: str = "auto"
+    history_keep_days: int = 7
 
     log_format: str = "auto"
     log_level: str = "info"
@@ -119,8 +130,22 @@ def load(
     config = Config(source=source, **values)
     check_ports(config)
     check_timing(config)
+    check_metrics(config)
     check_exposure(config, keys_exist=keys_exist(config))
     return config
+
+
+def check_metrics(config: Config) -> None:
+    """Raise ConfigError when anybody on the network could read this node's figures."""
+    if config.metrics_port is None or config.metrics_token_file is not None:
+        return
+    if not ipaddress.ip_address(config.metrics_listen).is_loopback:
+        raise ConfigError(
+            f"metrics_listen = {config.metrics_listen!r} is open to other machines, and there is "
+            "no token: anybody on the network could read what runs here",
+            hint="name a file with a token of at least 16 characters in metrics_token_file, and "
+            "have Prometheus send it; or leave metrics_listen at loopback",
+        )
 
 
 def check_exposure(config: Config, *, keys_exist: bool) -> None:
@@ -145,10 +170,12 @@ def check_exposure(config: Config, *, keys_exist: bool) -> None:
 def check_ports(config: Config) -> None:
     """Raise ConfigError when two sockets are given the same port."""
     ports = [config.port, config.telemetry_port, config.bulk_port, config.join_port]
+    ports += [config.metrics_port] if config.metrics_port is not None else []
     fixed = [port for port in ports if port]
     if len(set(fixed)) != len(fixed):
         raise ConfigError(
-            f"port, telemetry_port, bulk_port and join_port are {ports}: two of them are the same",
+            f"port, telemetry_port, bulk_port, join_port and metrics_port are {ports}: two of "
+            "them are the same",
             hint="give each its own number, or 0 for any free one",
         )
 

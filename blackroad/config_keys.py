@@ -18,6 +18,7 @@ from blackroad.errors import UnitError
 from blackroad.units import BYTES_MAX, format_bytes, format_ms, parse_bytes, parse_ms
 
 AUTO: Final = "auto"
+OFF: Final = "off"
 PORT: Final = 7701
 JOIN_PORT: Final = 7700
 TOPICS_BYTES: Final = 4 * limits.MIB
@@ -31,7 +32,9 @@ _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,63}")
 _ARCH = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PORT_NUMBER = re.compile(r"[0-9]{1,5}")
+_HISTORY_URL = re.compile(r"(sqlite:///|postgres(ql)?://)[!-~]{1,500}")
 _REDIS = re.compile(r"(rediss?|unix)://[!-~]{1,500}")
+_HTTP = re.compile(r"https?://[!-~]{1,500}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -73,6 +76,13 @@ def _integer(low: int, high: int) -> Reader:
 def _or_auto(read: Reader) -> Reader:
     def read_or_none(value: object) -> Any:
         return None if value == AUTO else read(value)
+
+    return read_or_none
+
+
+def _or_off(read: Reader) -> Reader:
+    def read_or_none(value: object) -> Any:
+        return None if value == OFF else read(value)
 
     return read_or_none
 
@@ -206,11 +216,27 @@ def _endpoint_or_ipc(value: object) -> str:
     return text if text.startswith("ipc:///") and text.isprintable() else _endpoint(value)
 
 
+def _history_url(value: object) -> str:
+    text = _string(value)
+    if text not in ("auto", "off", "sqlite") and _HISTORY_URL.fullmatch(text) is None:
+        # Not shown: it may hold a password.
+        raise BadValue("is no address of a database")
+    return text
+
+
 def _redis_url(value: object) -> str:
     text = _string(value)
     if text and _REDIS.fullmatch(text) is None:
         # Not shown: it may hold a password.
         raise BadValue("is no address of a Redis server")
+    return text
+
+
+def _http_url(value: object) -> str:
+    text = _string(value)
+    if text and _HTTP.fullmatch(text) is None:
+        # Not shown: it may hold a password.
+        raise BadValue("is no address that begins with http:// or https://")
     return text
 
 
@@ -226,8 +252,8 @@ def _boolean_text(text: str) -> object:
 
 def _integer_text(text: str) -> object:
     stripped = text.strip()
-    if stripped == AUTO:
-        return AUTO
+    if stripped in (AUTO, OFF):
+        return stripped
     if _INTEGER.fullmatch(stripped) is None:
         raise BadValue("must be a whole number")
     return int(stripped)
@@ -303,10 +329,13 @@ def _span(low: int, high: int) -> str:
 
 _HOSTS = f'"host:port" (port {PORT} where none is given)'
 _SLOTS = f'"auto" (the usable cores) or a whole number, 0 to {limits.SLOTS_MAX}'
+_METRICS_PORT = '"off", a port, 1 to 65535, or 0 for any free one'
 _MEMORY = f'"auto" ({MEMORY_SHARE_PERCENT} % of the RAM) or a size from 64 MiB'
 _OBJECT = f"a size, 1 MiB to {format_bytes(limits.OBJECT_BYTES_LIMIT)}"
 _BEATS = (limits.HEARTBEAT_MS_MIN, limits.HEARTBEAT_MS_MAX)
 _LEASES = (limits.LEASE_MS_MIN, limits.LEASE_MS_MAX)
+_MIRRORED = (60_000, 30 * 86_400_000)
+_HISTORY = '"auto", "off", "sqlite", "sqlite:////path" or "postgresql://user:password@host/name"'
 _FORMATS = ("auto", "json", "text")
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -355,6 +384,8 @@ _ALL = (
         _redis_url,
         secret=True,
     ),
+    _flag("redis_mirror", "network"),
+    Key("redis_keep", "network", _span(*_MIRRORED), _duration(*_MIRRORED), unit="_ms"),
     _path("state_dir"),
     _path("runtime_dir"),
     _path("cache_dir"),
@@ -385,6 +416,24 @@ _ALL = (
         unit="_ms",
     ),
     Key("lease", "timing", _span(*_LEASES), _duration(*_LEASES), unit="_ms"),
+    Key("metrics_port", "metrics", _METRICS_PORT, _or_off(_integer(0, 65_535)), _integer_text),
+    Key("metrics_listen", "metrics", "an IP address of this machine", _address),
+    _list("metrics_names", "metrics", "host names", _matching(_HOST)),
+    Key(
+        "metrics_token_file",
+        "metrics",
+        '"off", an absolute path or one that begins with ~',
+        _or_off(_directory),
+    ),
+    Key(
+        "otel_url",
+        "metrics",
+        '"" or an address such as "http://127.0.0.1:4318"',
+        _http_url,
+        secret=True,
+    ),
+    Key("history_url", "history", _HISTORY, _history_url, secret=True),
+    _whole("history_keep_days", "history", 1, 3650),
     Key("log_format", "log", '"auto", "json" or "text"', _one_of(*_FORMATS)),
     Key("log_level", "log", '"debug", "info", "warning" or "error"', _one_of(*_LEVELS)),
 )

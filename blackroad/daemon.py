@@ -26,7 +26,9 @@ from blackroad.bus.sockets import Socket
 from blackroad.bus.sources import Sources
 from blackroad.bus.topic_wires import TopicWires
 from blackroad.discovery.machine import sensors
+from blackroad.discovery.usage import Usage
 from blackroad.errors import BlackroadError, StateDirectoryProblem
+from blackroad.events import Chronicle
 from blackroad.gate import PREFIX, Gate
 from blackroad.ids import inc_counter, short, text32
 from blackroad.inventory import Inventory
@@ -62,6 +64,7 @@ from blackroad.store import rows as rowing
 from blackroad.store.identity import Life, StateDirectory
 from blackroad.store.journal import Journal
 from blackroad.store.peers import Peers
+from blackroad.watching import Myself, Watching
 
 if TYPE_CHECKING:
     from blackroad.config import Config
@@ -76,10 +79,10 @@ HOLD_WAITING = 8
 HOLD_MESSAGES = 64
 OVERSLEPT_MS = 750
 RUNTIME_FILE = "daemon.json"
+PREFORKED_MAX = 4
 MEMBERSHIP_NOTES = frozenset({"node.joined", "node.reincarnated"})
 
 
-PREFORKED_MAX = 4
 def run_daemon(config: Config) -> int:
     """Run a daemon until it is told to stop; return its exit code.
 
@@ -87,8 +90,9 @@ def run_daemon(config: Config) -> int:
     """
     starting.steady_heap()
     above = 0
+    chronicle = Chronicle()
     while True:
-        daemon = Daemon(config, above)
+        daemon = Daemon(config, above, chronicle)
         try:
             daemon.start()
             code = daemon.run()
@@ -102,9 +106,10 @@ def run_daemon(config: Config) -> int:
 class Daemon:
     """All edges of one node, and the loop that serves them."""
 
-    def __init__(self, config: Config, above: int = 0) -> None:
+    def __init__(self, config: Config, above: int = 0, chronicle: Chronicle | None = None) -> None:
         self.config = configuration.resolved(config, keys_exist=starting.keys_exist)
         self._above = above
+        self._chronicle = Chronicle() if chronicle is None else chronicle
         # Is another life to follow, in the same process?
         self.again = False
         # The counter that the next life has to be above, 0 where none is to follow (R-life-2).
@@ -127,6 +132,7 @@ class Daemon:
         self._sense_due_ms = 0
         self._members_changed = False
         self._descriptors = starting.Descriptors()
+        self._usage = Usage()
 
     # --- start ------------------------------------------------------------------------------------
 
@@ -145,8 +151,11 @@ class Daemon:
         life = self._begin_life(self._above)
         self._inventory = Inventory(config)
         caps = self._inventory.quick()
-        self.log = logs.setup(config.log_format, config.log_level, caps.name)
-        self._gate.log = self.log
+        log = logs.setup(config.log_format, config.log_level, caps.name)
+        me = Myself(short(life.node), inc_counter(life.inc), caps.name)
+        self._watching = Watching(config, self.paths, me, log, self._chronicle)
+        self._closers.append(self._watching.close)
+        self.log = self._gate.log = self._watching.log
         self._bus = self._gate.open_bus()
         self._closers.append(self._bus.close)
         self._transport = self._gate.open_transport(self._bus, life, caps.name)
@@ -218,6 +227,7 @@ class Daemon:
             cgroup=delegated(),
         )
         self._pool.start()
+        self._pool.prefork(min(self.config.slots or 1, PREFORKED_MAX))
         self._closers.append(self._pool.close)
 
     def _open_store(self, keep: set[bytes]) -> None:
@@ -237,7 +247,6 @@ class Daemon:
             self._transport.tell,
             self._on_arrived,
             self._on_fetch_failed,
-        self._pool.prefork(min(self.config.slots or 1, PREFORKED_MAX))
             self._transport.key_of,
             self._gate.guard.node_with if self._gate.guard is not None else None,
             Streams.beside(self.config, self._store.peek, self._gate.closed),
@@ -265,11 +274,13 @@ class Daemon:
             self.config, self._transport, self.node.membership, self.log, self._answering
         )
         self._closers.append(self._seeking.close)
+        starting.examine(self.config, self._sources, self._answering, self._closers.append)
         self._gate.on_cut.append(self._exchange.forget_holder)
         self._gate.on_reload = self.reload
 
     def _edges(self) -> dict[str, Any]:
         return {
+            **self._watching.told(),
             "gate": self._gate.told(),
             "topics": self._topics.status(),
             "descriptors": self._descriptors.told(),
@@ -296,15 +307,26 @@ class Daemon:
             life = self._begin_life(told.above)
             transport.begin_again(life.inc)
             early = [one for one in early if one[1]]
-            self._say("node.amnesia", known=told.above, counter=before, behind=behind)
+            self._watching.lives_anew(inc_counter(life.inc))
+            self._watching.tell("node.amnesia", known=told.above, counter=before, behind=behind)
         elif behind:
-            self._say("journal.behind", behind=behind)
+            self._watching.tell("journal.behind", behind=behind)
         return life, early
 
     def _begin_life(self, above: int) -> Life:
         return self._journal.ballast.behind(lambda: self._state.begin_life(above))
 
     def _start_discovery(self) -> None:
+        self._watching.start(
+            self.node,
+            self._transport,
+            self._sources,
+            self._topics.topics,
+            self._answering.statistics,
+        )
+        self._answering.events = self._watching.asked
+        if self._watching.serves:
+            self._events.append(Probed(self._inventory.serving(self._watching.serves)))
         arch = self.node.capabilities[self.node.me].arch
         self._seeking.start(self._sources.watch, arch, self._gate.door_shown())
         self._inventory.start(self.paths.cache, self._environment)
@@ -323,6 +345,7 @@ class Daemon:
             "telemetry_port": self._transport.telemetry_port,
             "bulk_port": self._transport.bulk_port,
             "client_socket": str(self.paths.client_socket),
+            "metrics": self._watching.serves,
             "started_ms": wall_ms(),
         }
         starting.write_runtime_file(path, facts)
@@ -537,7 +560,7 @@ class Daemon:
             link = self._transport.links.get(node)
             inc = link.inc if link is not None else 0
             found = self._topics.sift(node, self._gate.sift(node, found), boot_ms())
-            found = self._seeking.take(node, found)
+            found = self._watching.take(node, self._seeking.take(node, found))
             self._events.append(FromPeer(node, found, inc))
 
     def _from_client(self, client: bytes, found: list[m.Message]) -> None:
@@ -602,7 +625,7 @@ class Daemon:
     # --- notes, time, end -------------------------------------------------------------------------
 
     def _note(self, note: fx.Note) -> None:
-        self._say(note.name, **note.facts)
+        self._watching.tell(note.name, "", **note.facts)
         self._members_changed = self._members_changed or note.name in MEMBERSHIP_NOTES
         node = note.facts.get("node")
         if note.name in ("node.died", "node.left") and isinstance(node, str):
@@ -613,15 +636,6 @@ class Daemon:
                         self._transport.forget(one)
                     else:
                         self._transport.reset(one, boot_ms())
-
-    def _say(self, name: str, **facts: object) -> None:
-        """Log it; loudly, with what is to be done about it, where a person is needed."""
-        plain = {key: _plain(value) for key, value in facts.items()}
-        if name in starting.ADVICE:
-            state_dir = str(self.paths.state)
-            self.log.error(name, **plain, state_dir=state_dir, hint=starting.ADVICE[name])
-        else:
-            self.log.info(name, **plain)
 
     def _remember_peers(self) -> None:
         """Write down where the members are, for the next life."""
@@ -635,6 +649,7 @@ class Daemon:
             return
         self._housekeeping_due_ms = now_ms + HOUSEKEEPING_MS
         self._pool.tick(now_ms)
+        self._watching.tick(now_ms)
         if self._members_changed:
             self._remember_peers()
         self._seeking.show_door(*self._gate.door_shown())
@@ -655,7 +670,9 @@ class Daemon:
             load = os.getloadavg()[0] / (os.cpu_count() or 1)
             temperature = int(told.get("temperature_c", 0))
             throttled = bool(told.get("throttled", False))
-            self._apply(Sensed(temperature, throttled, int(load * 100)), now_ms)
+            self._watching.noticed(throttled, temperature, self._journal.slowest_ms())
+            used = self._usage.look(now_ms)
+            self._apply(Sensed(temperature, throttled, int(load * 100), *used), now_ms)
 
     def _leave(self) -> None:
         """End what runs, tell the owners, say Goodbye."""
@@ -681,7 +698,3 @@ class Daemon:
             with contextlib.suppress(OSError, BlackroadError):
                 closer()
         self._closers.clear()
-
-
-def _plain(value: object) -> object:
-    return text32(value) if isinstance(value, bytes) else value

@@ -96,6 +96,10 @@ class MissingPackage(EnvironmentProblem):
     """An optional package is needed for what was asked."""
 
 
+class HistoryProblem(EnvironmentProblem):
+    """The database of the history cannot be used: down, refused, or of a newer program."""
+
+
 class DeviceProblem(EnvironmentProblem):
     """An OpenCL device is missing, was lost, or cannot build or run what was asked of it."""
 

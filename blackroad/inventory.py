@@ -31,12 +31,21 @@ class Inventory:
         self._probe: Probe | None = None
         # What task processes need to find the devices again.
         self.environment: dict[str, str] = {}
+        self._serves = ""
 
     def quick(self) -> Capabilities:
         """What can be said at once."""
         config = self._config
         found = probing.quick(config.name or "", config.labels, config.programs)
-        return as_configured(found, config)
+        return self._told(found)
+
+    def serving(self, address: str) -> Capabilities:
+        """Say from now on where figures of this node are served; return what is known so far."""
+        self._serves = address
+        return self.quick()
+
+    def _told(self, caps: Capabilities) -> Capabilities:
+        return msgspec.structs.replace(as_configured(caps, self._config), metrics=self._serves)
 
     def start(self, scratch: Path, environment: Mapping[str, str]) -> None:
         """Look for the rest, devices above all, in a process of its own."""
@@ -62,13 +71,16 @@ class Inventory:
         caps = findings.capabilities
         if self._config.opencl == "off":
             caps = msgspec.structs.replace(caps, devices=())
+        for device in caps.devices:
+            if device.problem:
+                log.warning("device.quarantined", device=device.name, problem=device.problem)
         log.info(
             "probe.ended",
             took_ms=findings.took_ms,
             devices=[device.name for device in caps.devices if not device.problem],
             notes=list(caps.notes),
         )
-        return as_configured(caps, self._config)
+        return self._told(caps)
 
     def close(self) -> None:
         """End the probe, if it goes on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -31,17 +30,19 @@ def setup(log_format: str, level: str, node: str) -> Any:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    return structlog.get_logger().bind(node=node)
+    return structlog.get_logger().bind(host=node)
 
 
 def _structlog() -> Any:
     """Import it alone: it would take rich along for tracebacks, 6 MiB that no daemon looks at."""
-    if "rich" in sys.modules or "structlog" in sys.modules:
-        return importlib.import_module("structlog")
     modules: dict[str, Any] = sys.modules
-    # Which makes its import fail.
-    modules["rich"] = None
+    alone = "rich" not in modules
+    if alone:
+        # Which makes its import fail.
+        modules["rich"] = None
     try:
-        return importlib.import_module("structlog")
+        import structlog
     finally:
-        del modules["rich"]
+        if alone:
+            del modules["rich"]
+    return structlog

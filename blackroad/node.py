@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from blackroad import queries
 from blackroad.bus import messages as m
@@ -140,6 +141,10 @@ class Sensed(Event, frozen=True, gc=False):
     temperature_c: int
     throttled: bool
     load_percent: int
+    receiving_kib_s: int = 0
+    sending_kib_s: int = 0
+    cpu_percent: int = 0
+    memory_percent: int = 0
 
 
 class Drain(Event, frozen=True, gc=False):
@@ -514,10 +519,10 @@ class Node:
             node = peer.node
             view = owner.view.get(node, short(node))
             self.out.note("node." + change.name.lower(), node=short(node), inc=peer.inc)
-            match change:
-                case Change.JOINED:
             if change in (Change.JOINED, Change.RECOVERED, Change.REINCARNATED):
                 self.worker.spool.owner_back(node, now_ms)
+            match change:
+                case Change.JOINED:
                     view.present, view.suspect = True, False
                     # Attempts of an earlier life of mine may stand with an earlier life of it.
                     owner.on_incarnation(node, peer.inc, now_ms)
@@ -671,23 +676,19 @@ class Node:
             self.digests[self.me],
             self.election.priority,
             self.membership.interval_ms,
+            self._sensed.receiving_kib_s,
+            self._sensed.sending_kib_s,
+            sum(cls.tasks for cls in self.owner.by_id.values()),
+            self._sensed.cpu_percent,
+            self._sensed.memory_percent,
         )
 
     def _supply(self) -> m.Supply:
-        supply = self.worker.supply()
         speed = self.capabilities[self.me].speeds.get("python", 1.0)
-        return m.Supply(
-            supply.cpu_units,
-            supply.memory_bytes,
-            supply.gpu_bytes,
-            supply.free_cpu_units,
-            supply.free_memory_bytes,
-            supply.running,
-            supply.waiting,
-            supply.draining,
-            max(1, min(2**31, int(speed * 1000))),
-            self._sensed.temperature_c,
-            self._sensed.throttled,
-            self._sensed.load_percent,
-            supply.done,
+        return replace(
+            self.worker.supply(),
+            speed_permille=max(1, min(2**31, int(speed * 1000))),
+            temperature_c=self._sensed.temperature_c,
+            throttled=self._sensed.throttled,
+            load_percent=self._sensed.load_percent,
         )

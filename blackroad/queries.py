@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
+from blackroad import glance
 from blackroad.bus.messages import End, Ended, Query, Ref, Reply
 from blackroad.discovery.membership import PeerState
 from blackroad.errors import RemoteProtocolError
-from blackroad.ids import TaskId, short, task_text, text32
+from blackroad.ids import U63, NodeId, TaskId, short, task_text, text32
 from blackroad.limits import FOREVER_MS, QUERY_MS, RELAYS_MAX
-from blackroad.requirements import Requirement, from_wire, shortfall
+from blackroad.requirements import Requirement
 from blackroad.router import retry as trying
+from blackroad.router import why as explaining
 from blackroad.router.effects import Lookup
-from blackroad.router.records import MemberState, Task, TaskState
+from blackroad.router.records import MemberState, Task, state_text
 
 if TYPE_CHECKING:
     from blackroad.node import Node
+    from blackroad.router.records import ClassState
 
 PAGE_BYTES = 60 * 1024
 WAIT_MS_MAX = 1_500
 LIST_MAX = 1_000
 DRIVER_QUERIES: Final = frozenset(
-    {"logs", "driver", "put", "get", "net.status", "net.probe", "net.ask"}
+    {"logs", "driver", "checkup", "events", "put", "get", "net.status", "net.probe", "net.ask"}
 )
 _encode = msgspec.msgpack.encode
 
@@ -51,6 +54,13 @@ class RetryArgs(Struct, frozen=True):
 
     task: str
     new: TaskId
+
+
+class PoolArgs(Struct, frozen=True):
+    """Arguments of `pool`: whose class it is, and its number there."""
+
+    owner: NodeId
+    cls: U63
 
 
 class ListArgs(Struct, frozen=True):
@@ -92,10 +102,19 @@ def answer(node: Node, query: Query, now_ms: int, *, final: bool = False) -> byt
             return _encode(_result(node, _task(node, query, final)))
         case "why":
             return _encode(why(node, _task(node, query, True), now_ms))
+        case "pool":
+            asked = _args(query, PoolArgs)
+            told = explaining.pool(node.coordinator, asked.owner, asked.cls, now_ms)
+            return _encode(told)
         case "tasks":
             return _encode(_tasks(node, _args(query, ListArgs), now_ms))
         case "nodes":
             return _encode(nodes(node, now_ms))
+        case "mesh":
+            _args(query, glance.MeshArgs)
+            return _encode(glance.mesh(node, now_ms, _presences(node)))
+        case "work":
+            return _encode(glance.work(node, _args(query, glance.WorkArgs), now_ms))
         case "node" | "drain" | "resume":
             return _encode(_one_node(node, now_ms))
     raise RemoteProtocolError(f"this daemon knows no query `{query.name}`")
@@ -141,7 +160,7 @@ ORDERS: Final[dict[str, Callable[[Node, Query, int], None]]] = {
     "resume": resume,
 }
 # What these tell may rest on journal rows that are not flushed yet.
-OF_TASKS: Final = frozenset({"status", "result", "why", "tasks", "cancel", "retry"})
+OF_TASKS: Final = frozenset({"status", "result", "why", "tasks", "work", "cancel", "retry"})
 
 
 def _retried(node: Node, query: Query) -> Task:
@@ -322,21 +341,6 @@ def _known(node: Node, text: str) -> Task:
 # --- tasks --------------------------------------------------------------------------------------
 
 
-def state_text(task: Task) -> str:
-    """One word for where a task is in its life."""
-    if task.ended is not None:
-        return task.ended.end.name.lower()
-    if task.stop is not None:
-        return "cancelling" if task.stop[0].name == "CANCELLED" else "expiring"
-    if task.state is TaskState.QUEUED:
-        return "queued"
-    states = [one.state for attempt in task.attempts for one in attempt.members]
-    if MemberState.COLLECTING in states:
-        return "collecting"
-    waiting = (MemberState.WAITING, MemberState.WRITING)
-    return "waiting" if states and all(s in waiting for s in states) else "running"
-
-
 def status(node: Node, task: Task, now_ms: int) -> dict[str, Any]:
     """One task's life so far."""
     spec = task.cls.spec
@@ -454,50 +458,50 @@ def needs_text(requirement: Requirement) -> str:
 
 
 def why(node: Node, task: Task, now_ms: int) -> dict[str, Any]:
-    """Why a task is not running: one reason, and what each node lacks."""
+    """Why a task is not running, as its owner knows it; `why.together` adds the pool's part."""
     owner = node.owner
-    rows: list[dict[str, Any]] = []
-    for view in owner.view.present():
-        if view.capabilities is None:
-            rows.append({"node": view.text, "name": view.text, "missing": [], "state": "unknown"})
-            continue
-        use = task.cls.uses.get(view.node)
-        lacks = shortfall(from_wire(task.cls.spec.needs), view.capabilities, view.text)
-        rows.append(
-            {
-                "node": view.text,
-                "name": view.capabilities.name,
-                "missing": [list(lack) for lack in lacks],
-                "state": _node_state(view.suspect, view.draining, view.avoid_until_ms > now_ms),
-                "slots_here": owner.granting.table.get(task.cls.id, {}).get(view.node, 0),
-                "in_use": use.in_use() if use is not None else 0,
-                "waiting": use.ahead if use is not None else 0,
-                "backing_off_ms": max(0, use.backoff_until_ms - now_ms) if use is not None else 0,
-            }
-        )
-    ahead = 0
-    for other in task.cls.queue:
-        if other is task:
-            break
-        ahead += other.state is TaskState.QUEUED
+    granting = owner.granting
+    found = explaining.explain(owner, task, now_ms)
+    cls = task.cls
+    coordinator = granting.coordinator
     return {
         "id": task_text(node.me, task.id),
         "state": state_text(task),
-        "reason": owner.granting.why(task, now_ms),
-        "needs": needs_text(task.cls.requirement),
-        "ahead": ahead if task.state is TaskState.QUEUED else 0,
-        "coordinator": short(owner.granting.coordinator) if owner.granting.coordinator else "",
+        "reason": explaining.main_reason(found),
+        "holds": [list(one) for one in found.holds],
+        "needs": needs_text(cls.requirement),
+        "waited_ms": max(0, now_ms - task.queued_ms) if task.ended is None else 0,
+        "ahead": found.ahead,
+        "gang": cls.spec.gang,
+        "class": cls.id,
+        "owner": text32(node.me),
+        "coordinator": short(coordinator) if coordinator else "",
+        "coordinator_node": text32(coordinator) if coordinator else "",
         "last": task.last_status,
-        "nodes": rows,
+        "nodes": [_place(node, cls, place) for place in found.places],
     }
 
 
-def _node_state(suspect: bool, draining: bool, avoided: bool) -> str:
-    if suspect:
-        return "suspect"
-    if draining:
-        return "draining"
-    return "avoided" if avoided else "alive"
+def _place(node: Node, cls: ClassState, place: explaining.Place) -> dict[str, Any]:
+    view = node.owner.view.nodes[place.node]
+    state = "unknown" if view.capabilities is None else "alive"
+    if view.suspect or place.rule == explaining.SILENT:
+        state = "suspect"
+    elif place.rule in (explaining.DRAINING, explaining.AVOIDED):
+        state = place.rule
+    return {
+        "id": short(place.node),
+        "node": place.text,
+        "name": place.name,
+        "state": state,
+        "rule": place.rule,
+        "text": explaining.TEXTS.get(place.rule, ""),
+        "missing": [list(lack) for lack in place.lacks],
+        "slots_here": place.slots,
+        "in_use": place.used,
+        "waiting": place.waiting,
+        "backing_off_ms": place.for_ms,
+    }
 
 
 # --- nodes --------------------------------------------------------------------------------------
@@ -552,10 +556,24 @@ def _node_row(
         "temperature_c": supply.temperature_c,
         "throttled": supply.throttled,
         "load_percent": supply.load_percent,
+        "receiving_kib_s": beat.receiving_kib_s,
+        "sending_kib_s": beat.sending_kib_s,
+        "owned": beat.owned,
+        "cpu_percent": beat.cpu_percent,
+        "memory_percent": beat.memory_percent,
         "loop_lag_ms": beat.loop_lag_ms,
         "heartbeat_ms": beat.interval_ms,
         "journal_mark": beat.journal_mark,
     }
+
+
+def _presences(node: Node) -> dict[bytes, str]:
+    """One word for each node."""
+    found = {node.me: _presence(node, node.me, "alive", node.worker.draining)}
+    for peer in node.membership.peers.values():
+        state = PeerState(peer.state).name.lower()
+        found[peer.node] = _presence(node, peer.node, state, peer.beat.supply.draining)
+    return found
 
 
 def _presence(node: Node, id_: bytes, state: str, draining: bool) -> str:

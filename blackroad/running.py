@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from blackroad.bus import messages as m
 from blackroad.bus.parcels import is_name
 from blackroad.errors import BlackroadError, invariant
-from blackroad.ids import text32
+from blackroad.ids import short, task_text, text32
 from blackroad.limits import DISK_PROBLEM
 from blackroad.node import AnyEvent, Finished, Killed, Split
 from blackroad.runtime import pool as tasks
@@ -92,7 +92,8 @@ class Running:
         try:
             self._pool.launch(start.key, run)
         except BlackroadError as error:
-            self._log.error("task.unstarted", error=error.message, hint=error.hint)
+            task = task_text(start.key[0], start.task)
+            self._log.error("task.unstarted", task=task, error=error.message, hint=error.hint)
             self._lost(start.key, error.message)
 
     def divide(self, key: fx.Key) -> None:
@@ -122,6 +123,7 @@ class Running:
                 if not event.started:
                     status = m.Status.NO_INPUT
                 facts = m.Facts(exit_status=event.exit_status, text=event.text[:512])
+                self._tell_crash(event, facts)
                 self._ended(event.key, status, b"", facts, event.before)
             case tasks.Apart():
                 self._emit(Split(_key(event.key), event.before))
@@ -140,6 +142,15 @@ class Running:
             case tasks.Clean():
                 if event.killed:
                     self._log.warning("pool.leftovers", killed=event.killed)
+
+    def _tell_crash(self, event: tasks.Crashed, facts: m.Facts) -> None:
+        key = _key(event.key)
+        work = self._node.worker.works.get(key)
+        if work is None or not event.started:
+            return
+        task = task_text(key[0], work.task_at(len(event.before)))
+        said = {"exit_status": facts.exit_status, "text": facts.text}
+        self._log.warning("attempt.crashed", task=task, owner=short(key[0]), **said)
 
     def _on_finished(self, event: tasks.Finished) -> None:
         result: m.Payload = event.result

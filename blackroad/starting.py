@@ -37,6 +37,7 @@ from blackroad.store.peers import Remembered
 if TYPE_CHECKING:
     from blackroad.answering import Answering
     from blackroad.bus.guard import Guard
+    from blackroad.bus.sources import Sources
     from blackroad.bus.transport import Transport
     from blackroad.capabilities import Capabilities
     from blackroad.config import Config
@@ -150,6 +151,20 @@ def seek(
     seeking.reply, seeking.refuse = answering.reply, answering.refuse
     answering.net = seeking.answer
     return seeking
+
+
+def examine(
+    config: Config,
+    sources: Sources,
+    answering: Answering,
+    closing: Callable[[Callable[[], None]], None],
+) -> None:
+    """Have the daemon answer a doctor; `closing` is given what ends that."""
+    from blackroad.checkup.asked import Examination
+
+    examination = Examination(config, boot_ms, sources.watch, sources.unwatch)
+    answering.checkup = examination.told
+    closing(examination.close)
 
 
 def task_environment(config: Config, cache: Path) -> dict[str, str]:

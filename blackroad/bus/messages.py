@@ -547,6 +547,7 @@ class Heartbeat(Message, frozen=True, array_like=True, gc=False, tag=0x50):
     """PUB: this life of this node, now.
 
     Units  `stamp_ms` is the sender's boot-time clock; it means something only to the sender.
+           `owned` counts the tasks that were submitted there and have not ended.
     """
 
     node: NodeId
@@ -563,6 +564,11 @@ class Heartbeat(Message, frozen=True, array_like=True, gc=False, tag=0x50):
     caps_digest: Annotated[bytes, Meta(max_length=16)]
     priority: Annotated[int, Meta(ge=-128, le=127)] = 0
     interval_ms: Annotated[int, Meta(ge=1, le=60_000)] = 1000
+    receiving_kib_s: U32 = 0
+    sending_kib_s: U32 = 0
+    owned: U32 = 0
+    cpu_percent: U32 = 0
+    memory_percent: U32 = 0
 
     def __post_init__(self) -> None:
         _whole_or_absent("follows", self.follows)

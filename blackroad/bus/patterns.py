@@ -4,7 +4,8 @@ Source  docs/protocol.md, "Topics"; docs/topics.md for people.  Pure.  This file
 values, subscribers or messages.
 
 A name is a path: `lab/oven/temperature`.  In a pattern `*` stands for exactly one segment, and a
-`#` at the end for all that follows, nothing included.
+`#` at the end for all that follows, nothing included.  What daemons publish for themselves is
+chosen only where a pattern names the first segment.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ class Pattern:
         """Tell whether it chooses that name."""
         found = name.split("/")
         wanted = self._segments
+        if found[0] in RESERVED and (not wanted or wanted[0] == ONE):
+            # Whoever wants everything wants what programs say.
+            return False
         if len(found) < len(wanted) or (len(found) > len(wanted) and not self._open):
             return False
         return all(one in (ONE, there) for one, there in zip(wanted, found, strict=False))

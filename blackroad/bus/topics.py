@@ -340,6 +340,10 @@ class Topics:
             if not publisher.waiting:
                 del self._publishers[client]
 
+    def announce(self, name: str, payload: bytes, wall_ms: int) -> None:
+        """Publish for this daemon itself, on a topic that is reserved for daemons."""
+        self._publish_one(m.Publish(0, name, payload), wall_ms)
+
     def _publish_one(self, publish: m.Publish, wall_ms: int) -> None:
         before = self.own.get(self.me, publish.name)
         self._seq += 1

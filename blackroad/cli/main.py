@@ -54,7 +54,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "status": Entry("tasks", "Tell how far a task is."),
         "result": Entry("tasks", "Wait for a task and print its result."),
         "logs": Entry("tasks", "Print what a task printed."),
-        "why": Entry("tasks", "Tell why a task is not running."),
+        "why": Entry("why", "Tell why a task is not running."),
         "cancel": Entry("tasks", "End tasks."),
         "retry": Entry("tasks", "Submit tasks anew that failed or were set aside."),
         "tasks": Entry("tasks", "List tasks, the newest first."),
@@ -65,10 +65,13 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Look at the mesh": {
         "nodes": Entry("nodes", "Show the nodes: what they have and what they do."),
+        "top": Entry("top", "Watch nodes, tasks and events live."),
+        "events": Entry("events", "Show what happened on all nodes, and what happens."),
         "drain": Entry("nodes", "Let a node take nothing new."),
         "resume": Entry("nodes", "Let a node take work again."),
+        "history": Entry("history", "Show what was: tasks, nodes, who used what, events."),
         "kernels": Entry("kernels", "Show what can be computed, and on which devices."),
-        "doctor": Entry("doctor", "Find what is wrong with the networks, and say what to do."),
+        "doctor": Entry("doctor", "Find what is wrong with machines and networks, and what to do."),
     },
 }
 ENTRIES: Final = {name: entry for part in SECTIONS.values() for name, entry in part.items()}

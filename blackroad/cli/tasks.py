@@ -1,4 +1,4 @@
-"""One task's life, and the list of all: status, result, logs, why, cancel, retry, tasks."""
+"""One task's life, and the list of all: status, result, logs, cancel, retry, tasks."""
 
 from __future__ import annotations
 
@@ -191,61 +191,6 @@ def _print_log(told: dict[str, Any]) -> None:
     if told["cut"]:
         output.note(f"({told['cut']} bytes are not kept any more)")
     output.say_as_it_is(told["text"])
-
-
-# --- why ----------------------------------------------------------------------------------------
-
-
-@click.command("why", cls=Command, examples=("blackroad why k3f7x2ab-m5c7q",))
-@task_argument
-@json_option
-def why_command(task: str, as_json: bool) -> None:
-    """Tell why a task is not running, and what each node lacks for it."""
-    parse_task(task)
-    with session() as client:
-        told = client.why(task)
-    if as_json:
-        output.print_json(told)
-        return
-    output.say(f"{told['id']}  {told['state']}")
-    ahead = told["ahead"]
-    output.facts(
-        [
-            ("because", told["reason"]),
-            ("needs", told["needs"]),
-            ("ahead of it", output.count(ahead, "task") + " of its class" if ahead else ""),
-            ("last", told["last"]),
-            ("coordinator", told["coordinator"] or "none yet"),
-        ]
-    )
-    output.say()
-    output.print_grid(_why_grid(told["nodes"]))
-
-
-def _why_grid(nodes: Sequence[dict[str, Any]]) -> output.Grid:
-    from blackroad.units import format_ms
-
-    rows = []
-    for node in nodes:
-        lacks = "; ".join(
-            f"{item}: {asked} asked, {there} there" for item, asked, there, _ in node["missing"]
-        )
-        here, used = node.get("slots_here", 0), node.get("in_use", 0)
-        pause_ms = node.get("backing_off_ms", 0)
-        rows.append(
-            tuple(
-                output.Cell(text)
-                for text in (
-                    node["name"],
-                    node["state"],
-                    lacks or ("nothing" if node["state"] != "unknown" else "not known yet"),
-                    f"{used} of {here}" if here or used else "none",
-                    f"for {format_ms(pause_ms)}" if pause_ms else "",
-                )
-            )
-        )
-    grid = output.Grid(("node", "state", "lacks", "slots used", "left out"), rows)
-    return grid.without_empty("left out")
 
 
 # --- cancel -------------------------------------------------------------------------------------

@@ -23,13 +23,7 @@ from blackroad.bus import payload, work
 from blackroad.client.asking import QUERY_MS
 from blackroad.client.finding import find_daemon
 from blackroad.client.futures import GatheredFuture, TaskFuture, Template
-from blackroad.errors import (
-    Busy,
-    NotPicklable,
-    UnknownTask,
-    Unreachable,
-    UsageError,
-)
+from blackroad.errors import Busy, NotPicklable, UnknownTask, Unreachable, UsageError
 from blackroad.ids import bytes32, parse_task, text32
 from blackroad.limits import INLINE_BYTES_MAX, LEASE_MS_MAX, LEASE_MS_MIN
 from blackroad.requirements import Needs
@@ -398,8 +392,10 @@ class Client:
         return self._about("status", task_id)
 
     def why(self, task_id: str) -> dict[str, Any]:
-        """Why a task is not running."""
-        return self._about("why", task_id)
+        """Why a task is not running: `holds` is empty where nothing keeps it from it."""
+        from blackroad.client import reasons
+
+        return reasons.why(self, task_id)
 
     def logs(self, task_id: str, offset: int = 0) -> dict[str, Any]:
         """What a task printed, as far as its node still has it: {text, offset, end, cut}."""

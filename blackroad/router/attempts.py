@@ -7,7 +7,7 @@ clients, sessions or retries: `owner.py` judges an attempt when its last proof i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import (
@@ -104,6 +104,8 @@ class Attempts:
         self.live: dict[Token, Attempt] = {}
         self.on_node: dict[bytes, dict[Token, Member]] = {}
         self.counters: dict[str, int] = {}
+        # Told of each task's attempt that ran and came to nothing.
+        self.on_lost: Callable[[Task, Attempt, int], None] | None = None
         self._out = out
         self._view = view
         self._pins = pins
@@ -484,6 +486,8 @@ class Attempts:
         for one in reversed(tasks):
             attempt.task = one
             one.past = (*one.past[1 - PAST_TOKENS_MAX :], attempt.token)
+            if self.on_lost is not None and attempt.ran:
+                self.on_lost(one, attempt, now_ms)
             self._judge.attempt_lost(attempt, now_ms)
 
     def _abort(self, attempt: Attempt, now_ms: int) -> None:

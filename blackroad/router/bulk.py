@@ -82,6 +82,8 @@ def end(
 
 def _tell(owner: Owner, done: Sequence[tuple[Task, Early]], node: bytes, now_ms: int) -> None:
     """Tell each session of its tasks, in one message."""
+    if owner.on_ended is not None:
+        owner.on_ended([task for task, _ in done])
     told: dict[bytes, list[tuple[Task, Early]]] = {}
     first = done[0][0].session
     if all(task.session == first for task, _ in done):

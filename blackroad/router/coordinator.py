@@ -57,8 +57,8 @@ class Coordinator:
         self.owners: dict[bytes, _OwnerDemand] = {}
         self.tables = 0
         self._out = out
-        self._fit = Fit()
-        self.reservations = Reservations(self.nodes, self._fit)
+        self.fit = Fit()
+        self.reservations = Reservations(self.nodes, self.fit)
         self._matching_ms = FOREVER_MS
         # While it listens: whose Demand, and whose Supply, has not come yet.
         self._no_demand: set[bytes] = set()
@@ -173,6 +173,12 @@ class Coordinator:
         self.forget_node(node)
         self.forget_owner(node)
 
+    def rows_of(self, owner: bytes, cls: int) -> dict[bytes, int]:
+        """What a class was dealt, by the last table that its owner was told."""
+        known = self.owners.get(owner)
+        rows = known.rows if known is not None else None
+        return {row.node: row.slots for row in rows or () if row.cls == cls}
+
     # --- tables -----------------------------------------------------------------------------------
 
     def settle(self, now_ms: int) -> None:
@@ -213,7 +219,7 @@ class Coordinator:
         whole = self.reservations.offers(wants, now_ms)
         reserved = self.reservations.reserved()
         nodes = sorted(self.nodes.values(), key=lambda node: node.id)
-        table = allocate(nodes, wants, reserved, self._fit)
+        table = allocate(nodes, wants, reserved, self.fit)
         for key, chosen in whole.items():
             table[key] = dict.fromkeys(chosen, 1)
         for id_, owner in sorted(self.owners.items()):

@@ -35,7 +35,7 @@ from blackroad.limits import (
     WARM_CLASS_MS,
 )
 from blackroad.router import bundles
-from blackroad.router.records import MemberState, TaskState
+from blackroad.router.records import MemberState
 
 if TYPE_CHECKING:
     from blackroad.bus.messages import ClassSpec
@@ -317,8 +317,7 @@ class Granting:
             return False
         if not self.coordinator:
             return True
-        first = self._first_seq.get(cls.id)
-        if first is not None and first <= self.answered_seq:
+        if self.answers(cls):
             return False
         asked_ms = self._asked_ms.setdefault(cls.id, now_ms)
         return now_ms - asked_ms >= OWN_WORKER_MS
@@ -332,6 +331,11 @@ class Granting:
             return False
         lease_ms = cls.spec.lease_ms or self.lease_ms
         return use.node == self.me or self.view.fresh(use.node, lease_ms, now_ms)
+
+    def answers(self, cls: ClassState) -> bool:
+        """Has the coordinator heard of this class, and answered?"""
+        first = self._first_seq.get(cls.id)
+        return first is not None and first <= self.answered_seq
 
     def _recall_surplus(self, cls: ClassState, now_ms: int) -> None:
         """The queue is empty: attempts that wait behind others could start on an idle node."""
@@ -448,27 +452,6 @@ class Granting:
                 break
             kept.append(one)
         return kept
-
-    # --- why --------------------------------------------------------------------------------------
-
-    def why(self, task: Task, now_ms: int) -> str:
-        """The one reason why a queued task is not running."""
-        cls = task.cls
-        if task.state is not TaskState.QUEUED:
-            return ""
-        fitting = [v for v in self.view.present() if self.view.fits(v.node, cls.spec.needs)]
-        if not fitting:
-            return "no present node can run it"
-        rows = self.rows(cls, now_ms)
-        if not self.coordinator and not rows:
-            return "no coordinator is elected yet, and this node cannot run it"
-        if not rows or not any(slots for _, slots in rows):
-            return "all fitting slots are used by tasks that come first"
-        if not any(self.usable(cls, use, now_ms) for use, _ in rows):
-            return "the nodes it may use are silent, draining, avoided or refused it just now"
-        if cls.spec.isolated:
-            return "it took nodes down and waits for a node of its own"
-        return "it waits its turn behind earlier tasks of its kind"
 
 
 def _by_priority(cls: ClassState) -> tuple[int, int]:

@@ -116,6 +116,8 @@ class Owner:
         self.on_incarnation = self.runs.on_incarnation
         self.on_goodbye = self.runs.on_goodbye
         self.on_flushed = out.on_flushed
+        # Whoever records outcomes gets them as they are told: once each.
+        self.on_ended: Callable[[Sequence[Task]], None] | None = None
         self._class_serial = 0
         self._undecided: list[tuple[bytes, Submit]] = []
         self._deadlines: list[tuple[int, bytes]] = []
@@ -545,6 +547,8 @@ class Owner:
         ended = task.ended
         if ended is None or self.tasks.get(task.id) is not task:
             return
+        if self.on_ended is not None:
+            self.on_ended((task,))
         told = self.sessions.ended(task.session, ended, now_ms)
         self.sessions.wake(task.id)
         if not told and not task.durable:

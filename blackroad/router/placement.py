@@ -150,7 +150,7 @@ def allocate(
     singles = [want for want in wants if not want.whole_nodes()]
     open_nodes = {node.id: node for node in nodes if node.id not in reserved}
     ideal = _ideal(open_nodes, singles, fit, weights or {})
-    free = _free_now(open_nodes, wants, fit)
+    free = free_now(open_nodes, wants, fit)
     growth = _Growth(open_nodes, singles, fit, free, weights or {})
     growth.fill(ideal)
     _back_fill(nodes, singles, reserved, fit, wants, growth.table)
@@ -182,7 +182,7 @@ class _Growth:
         self._free = free
         self._weights = weights
         self._left = {want.key: want.queued for want in wants}
-        self._closed: dict[bytes, int] = {}
+        self.closed: dict[bytes, int] = {}
         self._shares: dict[str, float] = {}
         for want in wants:
             for node_id in nodes.keys() & want.in_use.keys():
@@ -225,7 +225,7 @@ class _Growth:
                 rows[node_id] = min(granted, SLOTS_MAX)
                 self._count(want, node_id, granted - kept)
         for node_id in missing if left else ():
-            self._closed[node_id] = max(level, self._closed.get(node_id, level))
+            self.closed[node_id] = max(level, self.closed.get(node_id, level))
         self._left[want.key] = left
 
     def _beyond(self, wants: Sequence[Want]) -> None:
@@ -247,7 +247,7 @@ class _Growth:
         """Take one more slot on the fastest node that has one."""
         level = want.priority
         for node in self._order:
-            if self._closed.get(node.id, level - 1) >= level:
+            if self.closed.get(node.id, level - 1) >= level:
                 continue
             ask = self._fit.ask(want, node)
             if ask is None or node.id in want.avoid or not self._free[node.id].spend(ask):
@@ -259,7 +259,7 @@ class _Growth:
     def leftovers(self) -> None:
         """Deal what nobody wants, in turn: a warm class's next task then starts unasked."""
         in_order = _in_order(self._wants)
-        for node_id in sorted(self._nodes.keys() - self._closed.keys()):
+        for node_id in sorted(self._nodes.keys() - self.closed.keys()):
             node = self._nodes[node_id]
             ledger = self._free[node_id]
             takers = []
@@ -382,7 +382,22 @@ class _Cursor:
         return None
 
 
-def _free_now(nodes: Mapping[bytes, Node], wants: Sequence[Want], fit: Fit) -> dict[bytes, Ledger]:
+def closed_nodes(
+    nodes: Sequence[Node],
+    wants: Sequence[Want],
+    reserved: Mapping[bytes, tuple[bytes, int]],
+    fit: Fit,
+) -> dict[bytes, int]:
+    """Nodes with room that is kept for somebody, and the level that is kept off: for `why`."""
+    singles = [want for want in wants if not want.whole_nodes()]
+    open_nodes = {node.id: node for node in nodes if node.id not in reserved}
+    free = free_now(open_nodes, wants, fit)
+    growth = _Growth(open_nodes, singles, fit, free, {})
+    growth.fill(_ideal(open_nodes, singles, fit, {}))
+    return growth.closed
+
+
+def free_now(nodes: Mapping[bytes, Node], wants: Sequence[Want], fit: Fit) -> dict[bytes, Ledger]:
     """What nobody uses at this moment, by the owners' own word."""
     ledgers = {id_: node.ledger() for id_, node in nodes.items()}
     for want in wants:
@@ -416,7 +431,7 @@ def _back_fill(
         )
         if not longest_ms:
             continue
-        ledger = _free_now({node.id: node}, everybody, fit)[node.id]
+        ledger = free_now({node.id: node}, everybody, fit)[node.id]
         for want in _in_order(wants):
             ask = fit.ask(want, node)
             short = want.mean_ms and 4 * want.mean_ms <= longest_ms

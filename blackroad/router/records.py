@@ -299,3 +299,18 @@ def same_content(task: Task, submit: Submit, item: Item) -> bool:
     if task.content and isinstance(item.work, bytes):
         return blake2b(item.work, digest_size=32).digest() == task.content
     return task.work == item.work
+
+
+def state_text(task: Task) -> str:
+    """One word for where a task is in its life."""
+    if task.ended is not None:
+        return task.ended.end.name.lower()
+    if task.stop is not None:
+        return "cancelling" if task.stop[0].name == "CANCELLED" else "expiring"
+    if task.state is TaskState.QUEUED:
+        return "queued"
+    states = [one.state for attempt in task.attempts for one in attempt.members]
+    if MemberState.COLLECTING in states:
+        return "collecting"
+    waiting = (MemberState.WAITING, MemberState.WRITING)
+    return "waiting" if states and all(s in waiting for s in states) else "running"

@@ -13,6 +13,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,7 @@ class Journal:
         self._looking = False
         self._since_changes = self._since_bytes = 0
         self._clean = True
+        self._slowest_ms = 0
         # The highest mark of all earlier lives; those of this one count on from there.
         self.base = 0
         self._known = True
@@ -274,6 +276,11 @@ class Journal:
         """Numbers for people: `damaged` counts the rows set aside in all lives."""
         return {**self.counters, "full": self.ballast.full, "clean_start": self.findings.clean}
 
+    def slowest_ms(self) -> int:
+        """How long the slowest flush took since the last call."""
+        slowest, self._slowest_ms = self._slowest_ms, 0
+        return slowest
+
     def look(self) -> None:
         """Look at the room on the disk, and write nothing; call it every few seconds.
 
@@ -366,6 +373,7 @@ class Journal:
 
     def _commit(self, jobs: list[_Job], stop: bool) -> None:
         run = self._connection.execute
+        began_ns = time.monotonic_ns()
         changes = sum(len(rows) for _, rows in jobs)
         run("BEGIN IMMEDIATE")
         for _, rows in jobs:
@@ -377,6 +385,8 @@ class Journal:
         if jobs:
             schema.set_meta(self._connection, "mark", self.base + jobs[-1][0])
         run("COMMIT")
+        took_ms = (time.monotonic_ns() - began_ns) // 1_000_000
+        self._slowest_ms = max(self._slowest_ms, took_ms)
         self._clean = stop
         self._since_changes += changes
         self.counters["commits"] += 1

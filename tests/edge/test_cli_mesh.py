@@ -199,7 +199,8 @@ def test_what_nobody_can_run(mesh: Mesh) -> None:
     (id_,) = mesh("submit", "--wait-for-node", "--gpu", "1", "lab:twice", "1").stdout.split()
     why = mesh("why", id_)
     assert why.returncode == 0
-    assert "gpu: 1 asked, none there" in why.stdout
+    rows = [line.split() for line in why.stdout.splitlines()[-2:]]
+    assert rows == [[name, "lacks", "gpu", "1", "none", "none"] for name in ("mesh-1", "mesh-2")]
     assert mesh("result", "--timeout", "0.1", id_).returncode == 5
     assert mesh("cancel", id_).stdout == f"{id_}  cancelling\n"
     cancelled = mesh("result", id_)

@@ -113,6 +113,9 @@ def samples() -> dict[str, BlackroadError]:
         "AlreadyRunning": errors.AlreadyRunning("another daemon has it", hint="`blackroad down`"),
         "DiskProblem": errors.DiskProblem("the disk is full", hint="make room"),
         "MissingPackage": errors.MissingPackage("Pillow is needed", hint="pip install pillow"),
+        "HistoryProblem": errors.HistoryProblem(
+            "postgresql://shelf/lab: connection refused", hint="look at the database server"
+        ),
         "DeviceProblem": errors.DeviceProblem("the device was lost"),
         "ClockProblem": errors.ClockProblem("the boot-time clock moved backwards"),
         "NoDaemon": errors.NoDaemon(

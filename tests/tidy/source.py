@@ -29,6 +29,9 @@ PURE = (
     "blackroad/discovery/lives.py",
     "blackroad/discovery/membership.py",
     "blackroad/errors.py",
+    "blackroad/events.py",
+    "blackroad/glance.py",
+    "blackroad/history/records.py",
     "blackroad/ids.py",
     "blackroad/ledger.py",
     "blackroad/limits.py",
@@ -36,6 +39,13 @@ PURE = (
     "blackroad/queries.py",
     "blackroad/requirements.py",
     "blackroad/router/",
+    "blackroad/tui/banner.py",
+    "blackroad/tui/details.py",
+    "blackroad/tui/model.py",
+    "blackroad/tui/rota.py",
+    "blackroad/tui/sheet.py",
+    "blackroad/tui/sheets.py",
+    "blackroad/tui/words.py",
     "blackroad/units.py",
 )
 

@@ -12,12 +12,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Where the name to import is not the name to install.
 IMPORTED_AS = {
     "nvidia-ml-py": "pynvml",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "pillow": "PIL",
     "pocl-binary-distribution": "pocl_binary_distribution",
     "pywavelets": "pywt",
     "pyzmq": "zmq",
 }
-OPTIONAL = ("opencl", "pocl", "nvidia", "demo", "redis")
+OPTIONAL = ("opencl", "pocl", "nvidia", "demo", "redis", "history", "postgres", "otel", "tui")
 
 
 def modules(requirements: list[str]) -> set[str]:

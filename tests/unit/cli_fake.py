@@ -265,14 +265,19 @@ def why() -> dict[str, Any]:
         "id": TASK,
         "state": "queued",
         "reason": "no present node can run it",
+        "holds": [["nowhere", "no present node can run it"]],
         "needs": "cpu=1 gpu=1",
+        "waited_ms": 0,
         "ahead": 2,
         "coordinator": NODE,
         "last": "",
+        "pool": None,
         "nodes": [
             {
+                "id": NODE,
                 "node": NODE,
                 "name": "attic",
+                "rule": "lacks",
                 "missing": [["gpu", "1", "none", "missing"]],
                 "state": "alive",
                 "slots_here": 0,
@@ -280,7 +285,14 @@ def why() -> dict[str, Any]:
                 "waiting": 0,
                 "backing_off_ms": 0,
             },
-            {"node": OTHER, "name": OTHER, "missing": [], "state": "unknown"},
+            {
+                "id": OTHER,
+                "node": OTHER,
+                "name": OTHER,
+                "rule": "unknown",
+                "missing": [],
+                "state": "unknown",
+            },
         ],
     }
 

@@ -213,12 +213,12 @@ def test_why_names_the_reason_and_what_each_node_lacks(client: FakeClient) -> No
         f"{TASK}  queued\n"
         "  because      no present node can run it\n"
         "  needs        cpu=1 gpu=1\n"
-        "  ahead of it  2 tasks of its class\n"
-        "  coordinator  k3f7x2ab\n"
+        "  ahead of it  2 tasks of its kind\n"
+        "  coordinator  attic\n"
         "\n"
-        "node      state    lacks                     slots used\n"
-        "attic     alive    gpu: 1 asked, none there  none\n"
-        "zxy2zxy2  unknown  not known yet             none\n",
+        "node      held by  need  asked  there  slots used\n"
+        "attic     lacks    gpu   1      none   none\n"
+        "zxy2zxy2  unknown                      none\n",
         "",
     )
 

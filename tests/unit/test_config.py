@@ -51,8 +51,14 @@ def test_each_default_is_a_value_that_its_own_reader_would_give() -> None:
         "lease": "20s",
         "object_limit": "4GiB",
         "topics_keep": "4MiB",
+        "redis_keep": "1d",
         "labels": {},
-        **{name: [] for name in ("endpoints", "peers", "mdns_interfaces", "programs")},
+        "metrics_port": "off",
+        "metrics_token_file": "off",
+        **{
+            name: []
+            for name in ("endpoints", "peers", "mdns_interfaces", "programs", "metrics_names")
+        },
     }
     for key in KEYS.values():
         default = getattr(Config(), key.attribute)
@@ -121,6 +127,8 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "join_port": ("7799", 7_799),
     "pending_joins": ("off", False),
     "redis_url": ("rediss://me:word@shelf:6379/0", "rediss://me:word@shelf:6379/0"),
+    "redis_mirror": ("on", True),
+    "redis_keep": ("1h", 3_600_000),
     "topics_keep": ("1MiB", limits.MIB),
     "endpoints": (
         "attic, [fe80::1]:9 ,ipc:///run/x",
@@ -140,6 +148,13 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "object_limit": ("1MiB", limits.MIB),
     "heartbeat": ("500ms", 500),
     "lease": ("10m", 600_000),
+    "metrics_port": ("7710", 7_710),
+    "metrics_listen": ("192.0.2.7", "192.0.2.7"),
+    "metrics_names": ("attic.example.org", ("attic.example.org",)),
+    "metrics_token_file": ("/etc/blackroad/token", Path("/etc/blackroad/token")),
+    "otel_url": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
+    "history_url": ("postgresql://me:word@shelf/lab", "postgresql://me:word@shelf/lab"),
+    "history_keep_days": ("30", 30),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }
@@ -349,6 +364,16 @@ def test_two_sockets_do_not_share_a_port() -> None:
         load(environ={"BLACKROAD_PORT": "7702"})
     free = load(environ={f"BLACKROAD_{key}PORT": "0" for key in ("", "TELEMETRY_", "BULK_")})
     assert (free.port, free.telemetry_port, free.bulk_port) == (0, 0, 0)
+
+
+def test_figures_beyond_loopback_ask_for_a_token() -> None:
+    wide = {"BLACKROAD_METRICS_PORT": "7710", "BLACKROAD_METRICS_LISTEN": "0.0.0.0"}
+    with pytest.raises(ConfigError, match="there is no token") as caught:
+        load(environ=wide)
+    assert "metrics_token_file" in caught.value.hint
+    assert load(environ={**wide, "BLACKROAD_METRICS_TOKEN_FILE": "/t"}).metrics_port == 7_710
+    assert load(environ={**wide, "BLACKROAD_METRICS_PORT": "off"}).metrics_port is None
+    assert load(environ={"BLACKROAD_METRICS_PORT": "0"}).metrics_port == 0
 
 
 # --- directories and this machine ---------------------------------------------------------------

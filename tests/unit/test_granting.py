@@ -472,19 +472,3 @@ def test_what_no_node_can_run_does_not_keep_places_in_a_full_demand() -> None:
     [told] = demands(bench, 5000)[-1:]
     assert len(told.classes) == 256
     assert NEEDS in {one.needs for one in told.classes}
-
-
-def test_why_names_one_reason() -> None:
-    """The answer to `why`: the first thing that stands in the way."""
-    nowhere = asking(1, spec=spec(Needs(cpu=64).to_wire()), wait_for_node=True)
-    task = nowhere.owner.tasks[task_id(1)]
-    assert nowhere.owner.granting.why(task, 10) == "no present node can run it"
-    bench = asking(2)
-    waiting = bench.owner.tasks[task_id(2)]
-    assert "slots are used" in bench.owner.granting.why(waiting, 10)
-    table(bench, (1, PEER, 1))
-    bench.turn(10)
-    assert bench.owner.granting.why(bench.owner.tasks[task_id(1)], 20) == ""
-    assert "waits its turn" in bench.owner.granting.why(waiting, 20)
-    bench.owner.view.get(PEER).draining = True
-    assert "draining" in bench.owner.granting.why(waiting, 20)

@@ -33,6 +33,18 @@ def test_a_pattern_is_its_simple_twin(pattern: str, name: str) -> None:
     assert Pattern(pattern).matches(name) == simply(pattern.split("/"), name.split("/"))
 
 
+@pytest.mark.parametrize("name", ["blackroad/events/node.died", "sys/x", "blackroad"])
+def test_what_daemons_publish_comes_to_who_names_it(name: str) -> None:
+    """Whoever wants everything wants what programs say."""
+    first, _, rest = name.partition("/")
+    for pattern in ("#", "*/#", "*", "*/*", "*/events/#"):
+        assert not Pattern(pattern).matches(name)
+    assert Pattern(f"{first}/#").matches(name)
+    assert Pattern(name).matches(name)
+    assert Pattern("#").matches(f"lab/{name}")
+    assert Pattern("#").matches(f"{first}x/{rest or 'y'}")
+
+
 @given(PATTERNS, NAMES)
 def test_what_matches_begins_like_the_prefix(pattern: str, name: str) -> None:
     """R-topic-2: what a node asks its peers for is never less than what somebody wants."""
