@@ -1,0 +1,1 @@
+"""The live view of the mesh in a terminal: `blackroad top`."""
