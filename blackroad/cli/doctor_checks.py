@@ -59,7 +59,7 @@ def _alone(me: View) -> list[Finding]:
     if status["peers"]:
         return []
     do = [f"tried: {line}" for line in status["tried_words"]]
-    if _is_loopback(str(status["listen"])):
+    if is_loopback(str(status["listen"])):
         do.append(
             "this daemon listens on loopback only: `blackroad init` or `blackroad join TOKEN` "
             "makes keys, and then it listens everywhere"
@@ -381,7 +381,8 @@ def _status(view: View) -> dict[str, Any]:
     return view.status
 
 
-def _is_loopback(text: str) -> bool:
+def is_loopback(text: str) -> bool:
+    """Is this an address that only this machine can reach?"""
     try:
         return ipaddress.ip_address(text).is_loopback
     except ValueError:
