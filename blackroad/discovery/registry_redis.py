@@ -2,8 +2,7 @@
 
 Edge.  Keys that expire say who is there; what they say is believed no more than an advertisement.
 The server is spoken to in a child with a memory limit, so that a slow, absent or hostile one
-never holds the daemon.  The only file that imports redis; it must not know who answers at an
-address.
+never holds the daemon.  This file must not know who answers at an address.
 
 Each node writes `blackroad:<cluster>:node:<node>` and adds itself to `blackroad:<cluster>:nodes`.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import json
 import os
 import re
@@ -21,60 +19,27 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from blackroad.capabilities import printable
+from blackroad.discovery import redis_server
 from blackroad.discovery.children import die_with_parent, limit_memory, private_stdout
 from blackroad.discovery.hints import Announcement, Hint, from_registry, registry_entry
 from blackroad.discovery.line_child import LineChild
-from blackroad.errors import ConfigError
+from blackroad.discovery.redis_server import UP, check_url
 from blackroad.limits import HINTS_MAX
 
 EXPIRY_S: Final = 30
 REFRESH_S: Final = 10.0
 REFRESH_S_MAX: Final = 60.0
-ANSWER_S: Final = 2.0
 INDEX_EXPIRY_S: Final = 86_400
 ENTRY_BYTES_MAX: Final = 2_048
 MEMORY_BYTES_MAX: Final = 256 * 1024 * 1024
 NICENESS: Final = 10
-UP: Final = "up"
 
 _NODE = re.compile(r"[a-z2-7]{26}")
-
-
-def check_url(url: str) -> None:
-    """Refuse a server that anybody on the network could write to.
-
-    Raises  ConfigError.
-    """
-    try:
-        parts = urlsplit(url)
-        host, password = parts.hostname or "", parts.password
-        _ = parts.port
-    except ValueError:
-        raise ConfigError(
-            "redis_url: this is no address of a Redis server",
-            hint='write it like "rediss://user:password@host:6379/0"',
-        ) from None
-    if parts.scheme in ("rediss", "unix") or password or _is_loopback(host):
-        return
-    raise ConfigError(
-        f"redis_url: the server on {host or 'no host'} has no password, so anybody on the network "
-        "could tell this node where its peers are",
-        hint='give it one (requirepass or an ACL) and write "redis://:PASSWORD@host:6379/0", or '
-        "use rediss://",
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Report(Struct):
@@ -192,10 +157,8 @@ def main() -> int:
     out = private_stdout()
     limit_memory(MEMORY_BYTES_MAX)
     os.nice(NICENESS)
-    try:
-        import redis  # noqa: F401
-    except ImportError as error:
-        problem = f"{error}; `pip install 'blackroad[redis]'`, or leave redis_url out"
+    problem = redis_server.missing()
+    if problem:
         _say(out, {"state": "off", "problem": problem, "final": True})
         return 0
     with contextlib.suppress(BrokenPipeError):
@@ -239,19 +202,8 @@ class _Keeper:
                 due = time.monotonic() + self._pause_s
 
     def _connect(self, wish: Wish) -> Any:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
         if self._server is None:
-            self._server = redis.Redis.from_url(
-                wish.url,
-                # The next refresh is the next try.
-                retry=Retry(NoBackoff(), 0),
-                socket_timeout=ANSWER_S,
-                socket_connect_timeout=ANSWER_S,
-                client_name="blackroad",
-            )
+            self._server = redis_server.connect(wish.url)
         return self._server
 
     def _refresh(self, wish: Wish) -> None:
@@ -262,8 +214,8 @@ class _Keeper:
             try:
                 self._write(server, wish)
             except Exception as error:
-                state, problem = _judged(error)
-                if state not in ("read-only", "denied", "refused"):
+                state, problem = redis_server.judged(error)
+                if state not in redis_server.TAKES_NOTHING:
                     raise
             self._read(server, wish)
         except MemoryError:
@@ -271,13 +223,13 @@ class _Keeper:
         except Exception as error:
             # Whatever the server or its library came up with: this node goes on without it.
             if state == UP:
-                state, problem = _judged(error)
+                state, problem = redis_server.judged(error)
             self._hang_up()
         rarely_s = min(REFRESH_S_MAX, 2 * self._pause_s)
         self._pause_s = self._refresh_s if state == UP else rarely_s
         if state != self._state:
             self._state = state
-            place = _place(wish.url)
+            place = redis_server.place(wish.url)
             _say(self._out, {"state": state, "problem": problem and f"{place}: {problem}"[:400]})
 
     def _write(self, server: Any, wish: Wish) -> None:
@@ -326,42 +278,12 @@ class _Keeper:
                 server.close()
 
 
-def _judged(error: Exception) -> tuple[str, str]:
-    """Return in one word and in some what is wrong with the server."""
-    import redis
-
-    text = printable(str(error) or type(error).__name__, 300)
-    exceptions = redis.exceptions
-    kinds: tuple[tuple[type[Exception], str], ...] = (
-        (exceptions.TimeoutError, "slow"),
-        (exceptions.ReadOnlyError, "read-only"),
-        (exceptions.AuthenticationError, "denied"),
-        (exceptions.NoPermissionError, "denied"),
-        (exceptions.BusyLoadingError, "loading"),
-        (exceptions.ConnectionError, "down"),
-        (exceptions.ResponseError, "refused"),
-        (OSError, "down"),
-    )
-    for kind, word in kinds:
-        if isinstance(error, kind):
-            return word, text
-    return "broken", f"{type(error).__name__}: {text}"
-
-
 def _key(cluster: str, node: str) -> str:
     return f"blackroad:{cluster}:node:{node}"
 
 
 def _index(cluster: str) -> str:
     return f"blackroad:{cluster}:nodes"
-
-
-def _place(url: str) -> str:
-    """Name the server without its password."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return f"Redis at {parts.path}"
-    return f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
 
 
 if __name__ == "__main__":

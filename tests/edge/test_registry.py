@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from blackroad.discovery import line_child, registry_redis
+from blackroad.discovery import line_child, redis_server
 from blackroad.discovery.hints import Announcement, Hint
-from blackroad.discovery.registry_redis import Registry, check_url
+from blackroad.discovery.redis_server import check_url
+from blackroad.discovery.registry_redis import Registry
 from blackroad.errors import ConfigError
 from blackroad.ids import text32
 
@@ -262,6 +263,6 @@ def test_a_server_of_this_machine_or_with_a_password_is_fine(url: str) -> None:
 
 
 def test_a_place_is_named_without_its_password() -> None:
-    told = registry_redis._place("redis://user:secret@10.0.0.5:6390/3")
+    told = redis_server.place("redis://user:secret@10.0.0.5:6390/3")
     assert told == "Redis at 10.0.0.5:6390"
-    assert registry_redis._place("unix:///run/r.sock") == "Redis at /run/r.sock"
+    assert redis_server.place("unix:///run/r.sock") == "Redis at /run/r.sock"
