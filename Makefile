@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 PREFIX ?= /opt/blackroad
 DESTDIR ?=
-EXTRAS ?= demo,pocl,nvidia
+EXTRAS ?= demo,pocl,nvidia,tui,history
 
 PYTHON_IN := $(VENV)/bin/python
 RUN_STAMP := $(VENV)/.blackroad-run
@@ -21,12 +21,12 @@ help: ## this list
 
 $(RUN_STAMP): pyproject.toml
 	@echo "setting up $(VENV) (once; some minutes on a slow network)"
-	@tools/make-venv $(VENV) $(VENV)-setup.log -e '.[demo,pocl]'
+	@tools/make-venv $(VENV) $(VENV)-setup.log -e '.[demo,pocl,tui]'
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(RUN_STAMP)
 	@echo "setting up the test tools in $(VENV) (once)"
-	@tools/make-venv $(VENV) $(VENV)-setup.log -e '.[demo,pocl,dev]'
+	@tools/make-venv $(VENV) $(VENV)-setup.log -e '.[demo,pocl,tui,dev]'
 	@touch $(RUN_STAMP) $@
 
 demo: $(RUN_STAMP) ## three daemons on this machine, a real job, one of them is killed

@@ -1,0 +1,1 @@
+"""The lives of tasks as OpenTelemetry traces; made only where `otel_url` switches it on."""
