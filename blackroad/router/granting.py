@@ -351,7 +351,11 @@ class Granting:
         for use in sorted(cls.uses.values(), key=lambda one: -one.ahead * one.mean_us):
             slots = slots_of.get(use.node, 0)
             wait_us = use.ahead * use.mean_us // max(slots, 1)
-            if use.ahead <= 0 or idle <= 0 or (slots and wait_us < SURPLUS_MS * 1000):
+            if use.ahead <= 0 or idle <= 0:
+                continue
+            # What runs there may take longer than any before it.
+            late = use.waits_since_ms(now_ms) + PREFETCH_WORK_MS < now_ms
+            if slots and wait_us < SURPLUS_MS * 1000 and not late:
                 continue
             idle -= self._recall(use, idle)
 
@@ -409,7 +413,8 @@ class Granting:
         head = cls.oldest()
         in_use = [InUse(use.node, use.in_use()) for use in cls.uses.values() if use.in_use() > 0]
         spec = cls.spec
-        queued = cls.queued
+        # What waits in a worker wants a slot as well: a free one elsewhere, or beside it.
+        queued = cls.queued + sum([use.ahead for use in cls.uses.values()])
         if spec.isolated:
             # What took nodes down asks for one at a time, or it could take all of them.
             queued = 0 if in_use else min(queued, 1)

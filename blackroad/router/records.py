@@ -79,6 +79,10 @@ class Use:
         """Slots occupied: waiting attempts are not occupation."""
         return self.live - self.ahead
 
+    def waits_since_ms(self, now_ms: int) -> int:
+        """Since when the first of those that wait does so; `now_ms` where none does."""
+        return next((one.first_ms or now_ms for one in self.waiting if one.ahead), now_ms)
+
     def goes_ahead(self, member: Member) -> None:
         """That attempt was sent to wait there."""
         if not self.ahead:

@@ -426,10 +426,30 @@ def warm_up(client: Client, directory: Path, needs: Needs | None = None) -> None
         assert [one.result(WAIT_S) for one in futures] == list(range(20))
 
 
+def hold(gate: str, place: int) -> None:
+    """Say that it runs, and keep its slot until the gate is there."""
+    import select
+
+    Path(f"{gate}.{place}").touch()
+    while not Path(gate).exists():
+        select.select([], [], [], 0.005)
+
+
 def send(
     client: Client, log: Path, odd: dict[int, str], path: str = "", needs: Needs | None = None
 ) -> list[Any]:
-    return [client.submit(step, *args, needs=needs) for args in steps_of(log, MANY, odd, path)]
+    """Submit them while both slots are taken: what starts as fast as it comes goes alone."""
+    gate = log.with_name("gate")
+    gate.unlink(missing_ok=True)
+    places = range(2)
+    holders = [client.submit(hold, str(gate), place, needs=needs) for place in places]
+    until(lambda: all(Path(f"{gate}.{place}").exists() for place in places), "both slots taken")
+    futures = [client.submit(step, *args, needs=needs) for args in steps_of(log, MANY, odd, path)]
+    gate.touch()
+    for place, holder in zip(places, holders, strict=True):
+        holder.result(WAIT_S)
+        Path(f"{gate}.{place}").unlink()
+    return futures
 
 
 def in_company(log: Path) -> bool:

@@ -124,11 +124,13 @@ def test_callbacks_may_use_the_client(client: Client) -> None:
 
 
 def test_a_result_does_not_wait_for_callbacks(client: Client, gate: str) -> None:
-    future = client.submit(square, 3)
+    # One that is done already would call back at once, in this thread.
+    future = client.submit(waits, gate)
     left = threading.Event()
     in_time: list[bool] = []
     future.add_done_callback(lambda _: in_time.append(left.wait(WAIT_S)))
-    assert future.result(WAIT_S) == 9
+    Path(gate).write_text("well")
+    assert future.result(WAIT_S) == "well"
     left.set()
     until(lambda: in_time, "the end of the callback")
     assert in_time == [True]

@@ -282,6 +282,22 @@ def test_waiting_tasks_are_recalled_when_a_node_idles() -> None:
     assert recalls == [m.Recall(tokens[-1], False)]
 
 
+def test_what_waits_behind_a_long_one_wants_the_slot_beside_it() -> None:
+    """R-demand-2, R-demand-6: the mean says 3 ms, and the one before it runs and runs."""
+    bench = asking(2, nodes=(PEER,))
+    learn(bench, PEER, 3_000)
+    table(bench, (1, PEER, 1))
+    assert len(grants(bench.turn(10))) == 2
+    [first, second] = sorted(bench.owner.attempts)
+    states = ((first, m.AttemptState.RUNNING), (second, m.AttemptState.WAITING))
+    bench.owner.on_renew(PEER, renew(100, *states), 100)
+    stated = [one for at in range(100, 1000, 100) for one in demands(bench, at)][-1].classes[0]
+    assert (stated.queued, [one.slots for one in stated.in_use]) == (1, [1])
+    table(bench, (1, PEER, 2), seq=2)
+    recalls = [one for at in range(1000, 2000, 100) for one in of_kind(bench.tick(at), m.Recall)]
+    assert recalls == [m.Recall(second, False)]
+
+
 # --- back-off and avoidance -----------------------------------------------------------------------
 
 
