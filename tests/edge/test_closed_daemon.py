@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import subprocess
 import sys
@@ -42,12 +43,16 @@ def links(client: Client) -> set[str]:
 
 def listening(daemon: Daemon) -> set[tuple[str, int]]:
     """Addresses and ports at which that daemon or anything below it can be reached."""
-    found = set()
+    found: set[tuple[str, int]] = set()
     top = psutil.Process(daemon.pid)
     for one in (top, *top.children(recursive=True)):
-        for each in one.net_connections("inet"):
-            if each.status == psutil.CONN_LISTEN:
-                found.add((each.laddr.ip, each.laddr.port))
+        # A child may end while it is looked at: then it listens no more.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {
+                (each.laddr.ip, each.laddr.port)
+                for each in one.net_connections("inet")
+                if each.status == psutil.CONN_LISTEN
+            }
     return found
 
 

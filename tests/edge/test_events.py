@@ -44,6 +44,8 @@ def following(daemon: Daemon, *words: str) -> Iterator[list[dict[str, Any]]]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background of a shell has it ignored for all of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     found: list[dict[str, Any]] = []
 
