@@ -192,10 +192,15 @@ def plain_facts(facts: Mapping[str, object]) -> dict[str, Fact]:
         if isinstance(value, bool | int | float):
             plain[key] = value
         elif isinstance(value, list | tuple):
-            plain[key] = ", ".join(str(one) for one in value)[:TEXT_MAX]
+            plain[key] = _text(", ".join(str(one) for one in value))
         else:
-            plain[key] = str(value)[:TEXT_MAX]
+            plain[key] = _text(str(value))
     return plain
+
+
+def _text(given: str) -> str:
+    """Names of files may hold bytes that are no text, and only text travels."""
+    return given.encode("utf-8", "replace").decode("utf-8")[:TEXT_MAX]
 
 
 def encode(event: Event) -> bytes:

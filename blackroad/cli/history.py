@@ -373,12 +373,11 @@ def _span(since: str, until: str | None) -> Span:
 def _when(given: str, option: str, now_ms: int) -> int:
     if given[:4].isdecimal() and given[4:5] == "-":
         try:
-            moment = datetime.datetime.fromisoformat(given)
-        except ValueError:
+            return int(datetime.datetime.fromisoformat(given).astimezone().timestamp() * 1000)
+        except (ValueError, OverflowError):
             raise UsageError(
                 f"--{option}: `{given}` is no moment", hint="write it like 2026-11-22T18:00"
             ) from None
-        return int(moment.astimezone().timestamp() * 1000)
     return max(0, now_ms - parse_ms(given, option))
 
 

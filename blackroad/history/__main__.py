@@ -48,23 +48,29 @@ class Writer:
         """Write what there is; return for how many milliseconds there is nothing to do."""
         from blackroad.history.spool import reading
 
-        with reading(self._directory) as mine:
-            if not mine:
-                return BUSY_MS
-            try:
+        try:
+            with reading(self._directory) as mine:
+                if not mine:
+                    return BUSY_MS
                 if not self._ready:
                     self._database.prepare()
                     self._ready = True
                 self._ingest.run()
                 self._told("")
                 self._tidy()
-            except BlackroadError as error:
-                self._ready = False
-                self._told(error.message)
-                self._again_ms = min(AGAIN_MS_MAX, 2 * self._again_ms)
-                return self._again_ms
+        except BlackroadError as error:
+            return self._later(error.message)
+        except OSError as error:
+            # Such as a disk that the kernel has made read-only.
+            return self._later(f"{error.filename or self._directory}: {error.strerror or error}")
         self._again_ms = AGAIN_MS
         return IDLE_MS
+
+    def _later(self, problem: str) -> int:
+        self._ready = False
+        self._told(problem)
+        self._again_ms = min(AGAIN_MS_MAX, 2 * self._again_ms)
+        return self._again_ms
 
     def _tidy(self) -> None:
         if _boot_ms() < self._tidy_due_ms:

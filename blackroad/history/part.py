@@ -49,6 +49,9 @@ KEYS_MAX: Final = 256
 # So many classes are kept apart in memory until then.
 CLASSES_MAX: Final = 4_096
 OTHERS: Final = "(others)"
+# A worker may tell any number: more than 35 years are none, and sums have to fit their columns.
+RUN_US_MAX: Final = 2**50
+COUNT_US_MAX: Final = 2**60
 # A node that was not told to keep a history lives on without the process for so long.
 LATE_MS: Final = 20_000
 # That records are lost is told so often at most: the event itself may be one of them.
@@ -138,7 +141,7 @@ class History:
                     counts = self._counts
                 count = counts[key] = [0, 0]
             count[0] += 1
-            count[1] += ended.facts.run_us
+            count[1] += min(ended.facts.run_us, RUN_US_MAX)
             if room > 0:
                 room -= 1
                 self.spool.add(self._finished(task))
@@ -230,9 +233,10 @@ class History:
             total[0] += tasks
             total[1] += run_us
             cores = cls.requirement.alternatives[0].cpu_units
-            total[2] += run_us * cores // CPU_UNITS_PER_CORE
+            total[2] += min(run_us * cores // CPU_UNITS_PER_CORE, COUNT_US_MAX)
         me = self._node.me
         for (node, name, user, state), (tasks, run_us, core_us) in sums.items():
+            run_us, core_us = min(run_us, COUNT_US_MAX), min(core_us, COUNT_US_MAX)
             self.spool.add(Counted(me, minute, node, name, user, state, tasks, run_us, core_us))
 
     def _look(self, now_ms: int, wall: int) -> None:
@@ -349,7 +353,9 @@ class History:
             value = getattr(self._watching.config, key.attribute)
             if not key.secret:
                 kind = type(value).__name__
-                self.spool.add(Setting(self._me, key.attribute, str(value)[:256], kind, wall))
+                # The name of a directory need not be text.
+                text = str(value).encode("utf-8", "replace").decode("utf-8")
+                self.spool.add(Setting(self._me, key.attribute, text[:256], kind, wall))
 
     # --- the process ------------------------------------------------------------------------------
 

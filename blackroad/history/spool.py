@@ -67,12 +67,13 @@ class Spool:
         self.written = 0
         self.problem = ""
         self._node = node
-        self._life = life
         self._number = 0
         self._pending: list[Record] = []
         self._fd = -1
         self._size = 0
-        make_private(directory)
+        # Who reads takes the last segment for the one that is written.  A new identity, or a
+        # state put back from a copy, counts its lives from further below.
+        self._life = max([life, *(one.life + 1 for one in self._segments())])
 
     def add(self, record: Record) -> None:
         """Take a record; it is on the disk after the next `flush`."""
@@ -121,6 +122,7 @@ class Spool:
     def _next(self) -> None:
         """Begin another segment, after making room for it."""
         self._close()
+        make_private(self.directory)
         self._make_room()
         told = os.statvfs(self.directory)
         if told.f_bavail * told.f_frsize < FREE_BYTES_MIN:
@@ -162,7 +164,12 @@ class Spool:
 
     def bytes(self) -> int:
         """How much lies here, unread or being read."""
-        return sum(_size(one.path) for one in segments(self.directory))
+        return sum(_size(one.path) for one in self._segments())
+
+    def _segments(self) -> list[Segment]:
+        with contextlib.suppress(OSError):
+            return segments(self.directory)
+        return []
 
     def close(self) -> None:
         """Write what is left."""

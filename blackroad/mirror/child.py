@@ -156,6 +156,7 @@ class Writer:
         self._mark = secrets.token_hex(8)
         self._marked = False
         self._broken = False
+        self._broken_ms = 0
         self._state = ""
         self._pause_s = PAUSE_S
         self._try_at = 0.0
@@ -243,7 +244,8 @@ class Writer:
         else:
             self._try_at = now + self._pause_s
             self._pause_s = min(PAUSE_S_MAX, 2 * self._pause_s)
-            self._broken = True
+            if not self._broken:
+                self._broken, self._broken_ms = True, time.time_ns() // 1_000_000
         told: dict[str, Any] = {}
         if state != self._state:
             self._state = state
@@ -277,7 +279,7 @@ class Writer:
         if not there and self._marked:
             self.shelf.write_again()
         elif self._broken:
-            self.shelf.write_again(wall_ms - int(AGAIN_S * 1000))
+            self.shelf.write_again(self._broken_ms - int(AGAIN_S * 1000))
         pipe = server.pipeline(transaction=False)
         if self._row is not None:
             row = {**self._row, "at_ms": wall_ms}

@@ -113,8 +113,13 @@ class Feed:
 
     def _spawn(self) -> None:
         module, *arguments = self._command
-        ours, theirs = socket.socketpair()
         self._started_ms = self._clock()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            # No descriptors are left.
+            self._ended()
+            return
         try:
             self._process = subprocess.Popen(
                 command(module, *arguments),

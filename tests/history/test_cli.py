@@ -160,6 +160,7 @@ def test_times_are_understood_or_refused(filled: Path) -> None:
     assert "not before" in refused("tasks", "--since", "1h", "--until", "2h").message
     assert isinstance(refused("tasks", "--since", "yesterday"), UnitError)
     assert "no moment" in refused("tasks", "--since", "2026-99-01").message
+    assert "no moment" in refused("tasks", "--since", "0001-01-01").message
     wrong = refused("tasks", "--state", "sleeping")
     assert isinstance(wrong, UsageError)
     assert "failed" in wrong.hint

@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
 from blackroad.errors import BlackroadError, ConfigError, HistoryProblem
+from blackroad.history.__main__ import Writer
 from blackroad.history.database import Database, address, alembic_config
 from blackroad.history.schema import REVISION, VIEWS, metadata
 from tests.history.postgres import Postgres
@@ -149,3 +150,15 @@ def test_an_address_that_is_none_is_refused() -> None:
 )
 def test_addresses_are_shown_without_secrets(url: str, shown: str) -> None:
     assert address(url) == shown
+
+
+def test_a_spool_that_cannot_be_read_now_is_told_and_read_later(tmp_path: Path) -> None:
+    said: list[dict[str, object]] = []
+    lock = tmp_path / "history" / "spool" / "reader.lock"
+    lock.mkdir(parents=True)
+    writer = Writer(f"sqlite:///{tmp_path / 'it.db'}", lock.parent, 7, said.append)
+    assert writer.turn() > 0
+    assert str(lock.parent) in str(said[-1]["problem"])
+    lock.rmdir()
+    writer.turn()
+    assert said[-1]["problem"] == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from blackroad.bus.messages import ClassSpec, End, Ended, Facts
@@ -190,6 +191,20 @@ def test_a_hundred_thousand_names_become_a_few(history: History) -> None:
     assert len(counted) == 2 * (parts.KEYS_MAX + 1)
 
 
+def test_a_time_that_cannot_be_harms_no_count(history: History) -> None:
+    ends = [task(number) for number in range(3)]
+    for one in ends:
+        assert one.ended is not None
+        one.ended = msgspec.structs.replace(one.ended, facts=Facts(2**63 - 1))
+    history.tick(0)
+    history.ended(ends)
+    history.tick(10_000)
+    (told,) = records(history, Counted)
+    assert told.tasks == 3
+    # What a column of the database holds, and some more of the same after it.
+    assert 0 < told.run_us < told.core_us <= 2**60
+
+
 def test_an_attempt_that_came_to_nothing_is_told(history: History, clock: SimpleNamespace) -> None:
     one = task()
     one.tries = 2
@@ -233,6 +248,12 @@ def test_settings_are_told_without_secrets(tmp_path: Path, clock: SimpleNamespac
     assert told["name"] == "attic"
     assert "word" not in str(told)
     assert not {"history_url", "redis_url"} & set(told)
+
+
+def test_a_setting_that_is_no_text_ends_nothing(tmp_path: Path, clock: SimpleNamespace) -> None:
+    there = Watching(tmp_path, state_dir=Path("/srv/\udcff"))
+    made = History(there, Choice("sqlite:////srv/it.db", "", True))  # type: ignore[arg-type]
+    assert {one.key: one.value for one in records(made, Setting)}["state_dir"] == "/srv/?"
 
 
 def test_an_idle_second_writes_nothing(history: History, clock: SimpleNamespace) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blackroad.history import retention
+from blackroad.history import retention, schema
 from blackroad.history.database import Database
 from blackroad.history.ingest import SAMPLE_MS
-from blackroad.history.retention import COARSE_SAMPLE_MS, DAY_MS, HOUR_MS, tidy
+from blackroad.history.retention import COARSE_SAMPLE_MS, DAY_MS, HOUR_MS, _coarsen, tidy
+from tests.edge.meshes import until
+from tests.history.postgres import Postgres
 from tests.history.words import (
     NOON_MS,
     counted,
@@ -79,6 +86,46 @@ def test_counts_of_minutes_become_counts_of_hours_without_losing_one(
     ]
     after = one(database, "SELECT SUM(core_us) FROM load_balancing_metrics")
     assert int(after) == int(before) + 1000 * 2_000
+
+
+class Halting(Database):
+    """Stops before its first commit, once it is told to."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def begin(self, *, rows: bool = False) -> Iterator[Any]:
+        with super().begin(rows=rows) as connection:
+            yield connection
+            if not self.reached.is_set():
+                self.reached.set()
+                assert self.go.wait(30)
+
+
+def test_two_nodes_that_tidy_at_once_count_nothing_twice(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.fresh("two_tidy")
+    first, second, watcher = Halting(url), Database(url), Database(url)
+    watcher.prepare()
+    store(watcher, tmp_path / "a", *(counted(1, minute_ms=NOON_MS + at) for at in (0, 60_000)))
+    table = schema.load_balancing_metrics
+    with ThreadPoolExecutor(2) as pool:
+        works = [pool.submit(_coarsen, first, table, HOUR_MS, NOW_MS)]
+        assert first.reached.wait(30)
+        works.append(pool.submit(_coarsen, second, table, HOUR_MS, NOW_MS))
+        until(
+            lambda: one(watcher, "SELECT COUNT(*) FROM pg_locks WHERE NOT granted"),
+            "the second to wait for the first",
+        )
+        first.go.set()
+        for work in works:
+            work.result(30)
+    assert int(one(watcher, "SELECT SUM(tasks) FROM load_balancing_metrics")) == 2
+    for database in (first, second, watcher):
+        database.close()
 
 
 def test_what_is_too_old_goes(database: Database, tmp_path: Path) -> None:

@@ -128,3 +128,27 @@ def test_other_files_are_no_segments(tmp_path: Path) -> None:
     (made.directory / "reader.lock").write_bytes(b"")
     assert len(segments(made.directory)) == 1
     assert segments(tmp_path / "nowhere") == []
+
+
+def test_what_an_earlier_identity_left_counts_as_older(tmp_path: Path) -> None:
+    earlier = spool(tmp_path / "spool", 57)
+    write(earlier, happened(1))
+    earlier.close()
+    later = Spool(tmp_path / "spool", "b" * 26, 1)
+    write(later, happened(2))
+    # Whoever reads takes the last one for the one that is written, and all others away.
+    assert segments(tmp_path / "spool")[-1].path.name.startswith("b" * 26)
+    assert read(tmp_path / "spool") == [happened(1), happened(2)]
+
+
+def test_where_its_directory_cannot_be_made_the_daemon_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("in the way")
+    made = spool(tmp_path / "history" / "spool")
+    made.add(happened(1))
+    assert not made.flush()
+    assert (made.lost, made.bytes()) == (1, 0)
+    assert "cannot be written" in made.why_lost
+    (tmp_path / "history").unlink()
+    made.add(happened(2))
+    assert made.flush()
+    assert read(tmp_path / "history" / "spool") == [happened(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -337,6 +338,21 @@ def test_a_child_that_hangs_is_replaced(
     last = next(numbers)
     bench.ended(last)
     bench.until(lambda: ids(last) <= there(client), "the newest outcome")
+
+
+def test_without_descriptors_it_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, benches: Benches
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    bench = benches("redis://127.0.0.1:1")
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", none_left)
+        bench.mirror.tick(boot_ms())
+        assert bench.mirror.status()["pid"] == 0
+        assert bench.mirror.status()["restarts"] == 1
+    bench.until(lambda: bench.mirror.status()["pid"], "a child")
 
 
 def test_without_the_package_it_says_so_and_rests(tmp_path: Path) -> None:

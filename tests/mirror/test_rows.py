@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from blackroad.bus import payload
 from blackroad.bus.messages import End, Ended, Facts, Payload, Ref
-from blackroad.mirror import rows
+from blackroad.ids import task_text, text32
+from blackroad.mirror import child, rows
 from blackroad.mirror.child import Kept, Shelf
 from tests.unit.builders import PEER, make_node
 
@@ -180,3 +183,55 @@ def test_one_outcome_that_comes_twice_is_kept_once() -> None:
     assert (len(shelf), list(shelf.waiting)) == (1, ["t"])
     shelf.forget("t")
     assert shelf._bytes == 0
+
+
+class Memory:
+    """A server's answers, without one: what is written stays until it is taken away."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, bytes | str] = {}
+        self.down = False
+
+    def get(self, key: str) -> bytes | None:
+        if self.down:
+            raise ConnectionRefusedError("nobody listens")
+        value = self.there.get(key)
+        return value.encode() if isinstance(value, str) else value
+
+    def set(self, key: str, value: bytes | str, **_: int) -> None:
+        self.there[key] = value
+
+    def pipeline(self, transaction: bool) -> Memory:
+        return self
+
+    def nothing(self, *_: object, **__: object) -> None:
+        """Sets in the order of time, ends of keys, and that all is sent."""
+
+    zadd = zremrangebyscore = zremrangebyrank = expire = pexpire = execute = close = nothing
+
+
+def test_what_was_written_just_before_a_long_outage_is_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("redis")
+    memory, now_s = Memory(), [1_000.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], time_ns=lambda: int((now_s[0] + 1e9) * 1e9))
+    monkeypatch.setattr(child, "time", clock)
+    monkeypatch.setattr(child.redis_server, "connect", lambda _: memory)
+    writer = child.Writer(io.StringIO(), child.REFRESH_S)
+    writer.take(rows.Target("redis://127.0.0.1", "c" * 26, text32(PEER), 3_600_000))
+    ended = Ended(b"t" * 16, End.DONE, "", payload.join(payload.encode(1)), Facts(1), PEER, 1)
+    writer.take(rows.Batch(1, [rows.Outcome(clock.time_ns() // 1_000_000, ended)]))
+    writer.step(now_s[0])
+    key = rows.Keys("c" * 26).result(task_text(PEER, b"t" * 16))
+    assert key in memory.there
+    memory.down = True
+    for _ in range(30):
+        now_s[0] += child.PAUSE_S_MAX
+        writer.step(now_s[0])
+    # It crashed before it had saved that one, and comes back as it was a little earlier.
+    del memory.there[key]
+    memory.down = False
+    now_s[0] += child.PAUSE_S_MAX
+    writer.step(now_s[0])
+    assert key in memory.there

@@ -143,6 +143,12 @@ def test_a_cause_is_spelled_alike_everywhere(facts: dict[str, Any], cause: str) 
     assert events.cause_of("any", facts) == cause
 
 
+def test_text_that_cannot_travel_harms_no_event() -> None:
+    facts = events.plain_facts({"state_dir": "/srv/\udcff", "files": ["\udcff", 1]})
+    made = event(facts=facts)
+    assert events.decode(events.encode(made)).facts == {"state_dir": "/srv/?", "files": "?, 1"}
+
+
 def test_facts_are_few_short_and_flat() -> None:
     given = {
         "none": None,
