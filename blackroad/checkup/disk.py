@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,8 @@ NETWORK: Final = frozenset(
      "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "beegfs", "lustre"}
 )  # fmt: skip
 MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+# As the kernel writes a space in the table of mounts.
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
@@ -60,8 +63,11 @@ def disk_facts(path: Path, host: Host | None = None) -> dict[str, Any]:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or what of it is there already."""
-    while not path.exists() and path != path.parent:
+    """The path, or what of it is there already and can be looked at."""
+    while path != path.parent:
+        with contextlib.suppress(PermissionError):
+            if path.exists():
+                break
         path = path.parent
     return path.resolve()
 
@@ -74,7 +80,7 @@ def mount_of(path: Path, host: Host) -> Mount | None:
         left, right = before.split(" "), after.split(" ")
         if not dash or len(left) < 6 or len(right) < 3:
             continue
-        point = left[4].encode().decode("unicode_escape")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), left[4])
         inside = path == Path(point) or Path(point) in path.parents
         if inside and (best is None or len(point) >= len(best.point)):
             options = frozenset([*left[5].split(","), *right[2].split(",")])

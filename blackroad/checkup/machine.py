@@ -128,12 +128,28 @@ def facts(wish: Wish, host: Host | None = None) -> dict[str, Any]:
         "limits": limit_facts(),
         "devices": device_facts(host),
         "sensors": sensors(host),
-        "flush": flush_facts(state) if state.is_dir() else {"problem": "it is not there"},
+        "flush": _flush(state),
         "redis": servers.redis_facts(wish.redis_url, wish.redis_mirror),
         "history": servers.history_facts(wish.history_url),
     }
     found["took_ms"] = round((time.monotonic() - began) * 1000)
     return found
+
+
+def _is_closed(path: Path) -> bool:
+    """May this user not look into that directory?  `directory_facts` tells whose it is."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(path, os.R_OK | os.X_OK)
+
+
+def _flush(state: Path) -> dict[str, Any]:
+    """How fast the disk flushes; nothing where this user has no way in."""
+    if _is_closed(state):
+        return {}
+    return flush_facts(state) if state.is_dir() else {"problem": "it is not there"}
 
 
 # --- programs -------------------------------------------------------------------------------------
@@ -232,6 +248,8 @@ def config_facts(wish: Wish) -> dict[str, Any]:
 def key_facts(state: Path) -> dict[str, Any]:
     """Which cluster's keys are here, what they allow, and whether others can read them."""
     told: dict[str, Any] = {"closed": False, "problem": "", "hint": "", "open": []}
+    if _is_closed(state):
+        return told
     files = [state / identity.IDENTITY_FILE, *sorted((state / keyring.DIRECTORY).glob("*.json"))]
     for path in files:
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from blackroad.capabilities import printable
 from blackroad.discovery import redis_server
@@ -62,6 +62,7 @@ def _sqlite(url: str) -> dict[str, Any]:
 
 def _postgresql(url: str) -> dict[str, Any]:
     where = "PostgreSQL"
+    url = _quoted(url)
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         name = parts.path.lstrip("/")
@@ -85,6 +86,17 @@ def _postgresql(url: str) -> dict[str, Any]:
     except psycopg.Error as error:
         return {**told, "state": _word_for(str(error)), "problem": _without(url, str(error))}
     return told
+
+
+def _quoted(url: str) -> str:
+    """The address with user and password as libpq wants them: the history takes them plain, too."""
+    scheme, _, rest = url.partition("://")
+    before, mark, query = rest.partition("?")
+    login, at, place = before.rpartition("@")
+    if not at:
+        return url
+    user, colon, password = (quote(unquote(one), safe="") for one in login.partition(":"))
+    return f"{scheme}://{user}{colon and ':'}{password}@{place}{mark}{query}"
 
 
 def _word_for(text: str) -> str:

@@ -18,6 +18,7 @@ from blackroad.errors import (
     EXIT_TASK_FAILED,
     EXIT_USAGE,
     BlackroadError,
+    EnvironmentProblem,
 )
 
 if TYPE_CHECKING:
@@ -133,6 +134,11 @@ def _connected() -> tuple[Client | None, BlackroadError | None]:
         return connect(), None
     except BlackroadError as error:
         return None, error
+    except OSError as error:
+        return None, EnvironmentProblem(
+            f"the way to the daemon is closed: {error.filename}: {error.strerror}",
+            hint="run this as the daemon's user, or as root",
+        )
 
 
 def _report(here: Here, client: Client | None, problem: BlackroadError | None) -> Report:

@@ -39,6 +39,9 @@ TASK_FIELDS: Final = ("id", "state", "priority", "durable", "pure", "attempts", 
                       "waited_ms", "deadline_in_ms", "nodes", "owner")  # fmt: skip
 # Names and texts of tasks, in events.
 USERS_WORDS: Final = frozenset({"called", "text", "error_text"})
+_SAID: Final = re.compile(
+    rf"""\b({"|".join(sorted(USERS_WORDS))})=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)"""
+)
 SYSTEM_FILES: Final = ("proc/meminfo", "proc/loadavg", "proc/uptime", "proc/version", "proc/swaps",
                        "proc/self/cgroup", "proc/self/limits", "proc/cgroups",
                        "proc/self/mountinfo", "proc/pressure/memory", "proc/pressure/io",
@@ -235,8 +238,20 @@ def log_texts() -> dict[str, str]:
     ):
         text = command(*words)
         if text:
-            found[name] = text
+            found[name] = without_users_words(text)
     return found
+
+
+def without_users_words(log: str) -> str:
+    """Lines of a log, be they JSON or for people, without what a user has written."""
+    return "".join(_impersonal_line(line) for line in log.splitlines(keepends=True))
+
+
+def _impersonal_line(line: str) -> str:
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.dumps(_impersonal(json.loads(line)), ensure_ascii=False) + "\n"
+    return _SAID.sub(rf"\1={HIDDEN}", line)
 
 
 def daemon_data(client: Client) -> dict[str, Any]:

@@ -41,7 +41,11 @@ def look() -> Here:
     from blackroad.store import keyring
 
     def keys_exist(config: Config) -> bool:
-        return keyring.exists(config.state_dir or directories.default_state(os.environ))
+        try:
+            return keyring.exists(config.state_dir or directories.default_state(os.environ))
+        except PermissionError:
+            # Somebody else's: a service has keys more often than not.
+            return True
 
     try:
         config = configuration.resolved(

@@ -71,10 +71,22 @@ def _is_loopback(host: str) -> bool:
 
 def place(url: str) -> str:
     """Name the server without its password."""
+    if not _is_whole(url):
+        return "the server of redis_url"
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return f"Redis at {parts.path}"
     return f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def _is_whole(url: str) -> bool:
+    """Whether the host is where it seems to be: a / or # in a password ends it early."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return "@" not in parts.path + parts.query + parts.fragment
 
 
 def missing() -> str:
@@ -130,6 +142,12 @@ def examine(url: str) -> ServerFacts:
     lacks = missing()
     if lacks:
         return ServerFacts("off", lacks)
+    if not _is_whole(url):
+        return ServerFacts(
+            "broken",
+            "redis_url is no address of a server: within a password write / as %2F, # as %23, "
+            "@ as %40",
+        )
     try:
         check_url(url)
         server = connect(url)

@@ -137,10 +137,11 @@ def _mesh(page: Page, node: Node, now_ms: int) -> None:
     states = {"alive": 1}
     up, silent, slots, running, done = [], [], [], [], []
     shorts: set[str] = set()
-    for at, peer in enumerate(sorted(node.membership.peers.values(), key=lambda one: one.node)):
+    for peer in sorted(node.membership.peers.values(), key=lambda one: one.node):
         state = _STATES[peer.state]
         states[state] = states.get(state, 0) + 1
-        if at >= PEERS_MAX:
+        # Who said goodbye is not missed: nobody should be woken for it.
+        if peer.state is PeerState.LEFT or len(up) >= PEERS_MAX:
             continue
         # Two that begin alike would be one line twice, and nobody would read the page.
         text = short(peer.node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -19,7 +20,8 @@ import pytest
 from blackroad.bus.sources import Sources
 from blackroad.checkup.child import Checkup
 from blackroad.checkup.machine import Wish
-from blackroad.cli import doctor_bundle
+from blackroad.cli import doctor as doctor_command
+from blackroad.cli import doctor_bundle, doctor_here
 from blackroad.cli.doctor_here import Here
 from tests.edge.meshes import Daemon, Mesh, command, mesh_of, until
 from tests.mirror.servers import Server, server_in
@@ -349,6 +351,57 @@ def test_logs_and_units_are_cleaned_as_well(alone: Daemon, monkeypatch: pytest.M
     assert files["logs/daemon.txt"] == "join *** refused; redis://***@h/0 is down\n"
     assert files["system/unit.txt"] == "[Service]\n# Environment: BLACKROAD_REDIS_URL\n"
     assert PASSWORD not in "\n".join(files.values())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "task.failed", "called": "pay-roll of ann", "text": "ann", "reason": "Crash"}',
+        "12:00 [warning] task.failed   called='pay-roll of ann' host=attic text=ann reason=Crash",
+        "12:00 [warning] task.failed   called=pay-roll-of-ann host=attic reason=Crash",
+    ],
+)
+def test_what_tasks_are_called_stays_out_of_the_logs(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = {"journalctl": f"{line}\nanother line\n"}
+    monkeypatch.setattr(doctor_bundle, "command", lambda *words: says.get(words[0], ""))
+    log = doctor_bundle.members(Here(None, None, None), {}, [], None)["logs/daemon.txt"]
+    assert "ann" not in log
+    assert "task.failed" in log
+    assert "Crash" in log
+    assert log.endswith("\nanother line\n")
+
+
+def test_a_directory_that_is_closed_for_this_user_is_a_finding_and_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    state = closed / "state"
+    state.mkdir(parents=True)
+    real = os.stat
+
+    def stat(path: Any, *words: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and str(path).startswith(f"{closed}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *words, **more)
+
+    def refused() -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(closed / "run/client.sock"))
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setenv("BLACKROAD_STATE_DIR", str(state))
+    monkeypatch.setattr("blackroad.cli.commands.connect", refused)
+    here = doctor_here.look()
+    assert here.error is None
+    client, problem = doctor_command._connected()
+    assert client is None
+    assert problem is not None
+    assert "client.sock: Permission denied" in problem.message
+    report = doctor_command._report(here, client, problem)
+    [found] = [one for one in report.found if one.kind == "directory"]
+    assert f"state_dir {state} cannot be looked at: Permission denied" in found.text
+    assert not [one for one in report.found if one.kind in ("keys", "flush")]
 
 
 def test_an_archive_replaces_nothing_and_is_refused_before_the_work(alone: Daemon) -> None:

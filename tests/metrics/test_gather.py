@@ -155,6 +155,17 @@ def test_peers_are_told_by_state() -> None:
     assert states.get(("dead",), 0) + states.get(("suspect",), 0) == 1
 
 
+def test_a_node_that_said_goodbye_is_counted_and_no_longer_missed() -> None:
+    node = opened()
+    heard = beat(PEER)
+    node.handle(Heard(heard), 1_000)
+    assert len(values(page_of(node, 1_500), "blackroad_peer_up")) == 1
+    node.handle(FromPeer(PEER, (m.Goodbye(heard.inc),)), 2_000)
+    series = page_of(node, 2_500)
+    assert values(series, "blackroad_nodes")["left",] == 1
+    assert values(series, "blackroad_peer_up") == {}, "an alert asks for each one that is 0"
+
+
 def test_nodes_whose_ids_begin_alike_are_told_apart() -> None:
     node = opened()
     alike = [b"\0" * 15 + bytes([at]) for at in range(1, 4)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,3 +230,19 @@ def test_nothing_of_the_request_comes_back_in_a_refusal() -> None:
         assert b"script" not in answer.body
         assert b"script" not in head_of(answer)
         assert b"nosniff" in head_of(answer)
+
+
+def test_a_header_of_spaces_costs_no_more_than_its_length() -> None:
+    # Tried in a process of its own: a search without end could not be interrupted in this one.
+    program = (
+        "from blackroad.metrics.rules import HEAD_BYTES_MAX, Refused, parse\n"
+        "line = b'a:' + b' ' * (HEAD_BYTES_MAX - 100) + b'\\0'\n"
+        "try:\n"
+        "    parse(b'GET / HTTP/1.1\\r\\n' + line)\n"
+        "except Refused as refused:\n"
+        "    print(refused.answer.code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "400\n"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blackroad.checkup.disk import disk_facts, flush_facts
+from blackroad.checkup.disk import disk_facts, flush_facts, mount_of
 from blackroad.checkup.machine import _numbers, wish_of
-from blackroad.checkup.servers import _without, history_facts
+from blackroad.checkup.servers import _without, history_facts, redis_facts
 from blackroad.cli import doctor_machine, doctor_mesh
 from blackroad.cli.doctor_checks import NOTE, PROBLEM, Finding
 from blackroad.client.checkups import Machine
@@ -357,3 +358,37 @@ def test_only_a_file_with_a_password_holds_one(changes: dict[str, str], expected
 def test_a_password_from_the_environment_is_in_no_file() -> None:
     environ = {"BLACKROAD_REDIS_URL": "redis://:hush@shed:6379"}
     assert not wish_of(Config(redis_url=environ["BLACKROAD_REDIS_URL"]), environ).secret_in_file
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:pa/ss@host:6379/0", "redis://:12/ss@host:6379/0", "redis://:p@host:99999/0"],
+)
+def test_an_address_of_redis_that_cannot_be_read_is_told_and_not_shown(url: str) -> None:
+    told = redis_facts(url, False)
+    assert told["state"] == "broken"
+    assert "redis_url" in told["problem"]
+    assert told["place"] == "the server of redis_url"
+    [found] = doctor_machine.findings("attic", {"redis": told})
+    assert not {"pa", "ss@", "12"} & set(re.split(r"[ /:]", found.text))
+
+
+@pytest.mark.parametrize("password", ["12/x", "pa/ss", "p%2Fq"])
+def test_a_password_as_people_write_it_is_no_part_of_the_place(password: str) -> None:
+    pytest.importorskip("psycopg")
+    told = history_facts(f"postgresql://me:{password}@127.0.0.1:1/events")
+    assert told["place"] == "PostgreSQL at 127.0.0.1:1/events"
+    assert told["state"] == "down"
+    assert "127.0.0.1" in told["problem"], "that host was asked, and no other"
+
+
+def test_a_mount_with_letters_beyond_ascii_is_found(tmp_path: Path) -> None:
+    proc = tmp_path / "proc/self"
+    proc.mkdir(parents=True)
+    green = "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"
+    lines = f"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 8:2 / /srv/{green}\\040x rw - ext4 /dev/b rw\n"
+    (proc / "mountinfo").write_text(lines, "utf-8")
+    place = Path(f"/srv/{green} x/state")
+    found = mount_of(place, Host(tmp_path))
+    assert found is not None
+    assert found.source == "/dev/b"
