@@ -135,7 +135,8 @@ def _mesh(page: Page, node: Node, now_ms: int) -> None:
     page.one("blackroad_epoch", epoch.counter if epoch is not None else 0)
     page.one("blackroad_tables_total", node.coordinator.tables)
     states = {"alive": 1}
-    up, silent, slots, running, done = [], [], [], [], []
+    up: list[tuple[tuple[str, str], int]] = []
+    silent, slots, running, done = [], [], [], []
     shorts: set[str] = set()
     for peer in sorted(node.membership.peers.values(), key=lambda one: one.node):
         state = _STATES[peer.state]
