@@ -39,6 +39,8 @@ from blackroad.discovery.machine import Host
 from blackroad.discovery.probe import PROBE_MS, Findings, quick
 from blackroad.errors import LocalProtocolError
 
+# What task processes are told as well, see `kernels/opencl.py`.
+CHOICE_VARIABLE: Final = "BLACKROAD_OPENCL_DEVICE"
 DRIVER_MS: Final = 20_000
 SMALL_CHILD_MS: Final = 10_000
 
@@ -64,9 +66,11 @@ def find(
     notes: list[str] = []
     speeds = _speeds(base, budget, notes)
     nvidia = _nvidia(host, base, budget, notes)
-    opencl, drivers = _opencl(host, base, budget)
+    # Who switches it off may have a driver that hangs: none of them is so much as loaded.
+    off = host.environ.get(CHOICE_VARIABLE) == "off"
+    opencl, drivers = ([], []) if off else _opencl(host, base, budget)
     merged = merge(opencl, nvidia)
-    notes += advice(host, drivers, [device for device, _ in merged])
+    notes += [] if off else advice(host, drivers, [device for device, _ in merged])
     extra |= _driver_environment(drivers, scratch, notes)
     for number, (_, gflops) in enumerate(merged):
         if gflops > 0:

@@ -22,6 +22,7 @@ from blackroad.discovery import machine, probe, probe_find
 from blackroad.discovery.machine import Host
 from blackroad.discovery.probe import Findings, Probe, probe_now, quick, start_probe
 from blackroad.discovery.probe_find import advice, driver_files, find
+from blackroad.kernels.opencl import CHOICE_VARIABLE
 
 pytestmark = pytest.mark.edge
 
@@ -360,6 +361,18 @@ def test_a_driver_that_hangs_is_given_up(fakes: Path, monkeypatch: pytest.Monkey
     findings = find(quick("attic"), host_with(fakes, stuck="hang"))
     assert problems(findings)["stuck"] == "did not answer within 0.4 s"
     assert findings.environment["OCL_ICD_VENDORS"] != str(fakes / "vendors")
+
+
+def test_where_opencl_is_off_no_driver_is_loaded(fakes: Path) -> None:
+    host = host_with(fakes, good="good", hangs="hang")
+    ready = fakes / "ready"
+    environ = {**host.environ, probe_find.CHOICE_VARIABLE: "off", "FAKE_READY": str(ready)}
+    findings = find(quick("attic"), Host(environ=environ))
+    assert CHOICE_VARIABLE == probe_find.CHOICE_VARIABLE
+    assert not [one for one in findings.capabilities.devices if one.backend == "opencl"]
+    assert not [note for note in findings.capabilities.notes if "OpenCL" in note]
+    assert findings.capabilities.speeds["python"] > 0
+    assert not ready.exists()
 
 
 def test_without_a_directory_of_ours_the_owner_is_told(fakes: Path) -> None:
