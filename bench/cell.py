@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import jobs, peers, proc, works
-from bench.systems import REGISTRY, System
+from bench.systems import REGISTRY, System, processes_of
 
 ROUNDS = 50
 
@@ -50,6 +50,7 @@ def main() -> None:
                 tell("first result", time.monotonic() - given.began, "s", "start")
             if given.work != "start":
                 _warm(system, effort)
+                proc.settle(lambda: processes_of(system))
                 works.WORKS[given.work](system, tell, effort)
         except Exception as error:
             traceback.print_exc()

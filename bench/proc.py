@@ -8,11 +8,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 QUIET_PERCENT = 6.0
+# Some systems never use less than 8 % of a processor.
+SETTLE_SHARE = 0.15
+SETTLE_STEP_S = 0.2
+SETTLE_QUIET = 2
+SETTLE_S = 4.0
 _SET_SUBREAPER = 36  # prctl(2)
 
 
@@ -121,6 +126,17 @@ class Others:
         whole_s = (time.monotonic() - self._began_s) * (os.cpu_count() or 1)
         foreign_s = (busy_s - self._busy_s) - (own_s - self._own_s)
         return 100 * max(0.0, foreign_s) / max(whole_s, 1e-3)
+
+
+def settle(processes: Callable[[], list[int]]) -> None:
+    """Let a system finish what it does at its start: it uses little for a moment, or time is up."""
+    until_s = time.monotonic() + SETTLE_S
+    quiet = 0
+    while quiet < SETTLE_QUIET and time.monotonic() < until_s:
+        before = {one: cpu_s([one]) for one in processes()}
+        time.sleep(SETTLE_STEP_S)
+        used_s = sum(cpu_s([one]) - before.get(one, 0.0) for one in processes())
+        quiet = quiet + 1 if used_s <= SETTLE_SHARE * SETTLE_STEP_S else 0
 
 
 def wait_quiet(limit_s: float) -> None:

@@ -122,8 +122,7 @@ class Daemon:
         self._poller = self._sources.poller
         self._events: list[AnyEvent] = []
         self._environment: dict[str, str] = {}
-        self._held_ms = 0
-        self._woke_ms = 0
+        self._held_ms = self._woke_ms = 0
         self._pool_version = -1
         self._pool_fds: set[int] = set()
         self._watchdog_ms = service.watchdog_ms()
@@ -390,7 +389,8 @@ class Daemon:
         wake_ms = min(due_ms, until_ms, self._topics.next_deadline_ms())
         if self._held_ms:
             wake_ms = min(wake_ms, self._held_ms + HOLD_MS)
-        ready = self._poller.wait(max(0, min(POLL_MS_MAX, wake_ms - began_ms)))
+        wait_ms = max(0, min(POLL_MS_MAX, wake_ms - began_ms))
+        ready = self._poller.wait(wait_ms, look=self._pool.spares_processor)
         now_ms = boot_ms()
         # Stopped or starved, be it while it waited or while it worked.
         worked_ms = began_ms - self._woke_ms if self._woke_ms else 0

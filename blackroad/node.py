@@ -33,7 +33,7 @@ from blackroad.router.owner import Owner
 from blackroad.router.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from blackroad.router.effects import Effect, Key
 
@@ -248,16 +248,21 @@ class Node:
 
     def handle(self, event: AnyEvent, now_ms: int) -> list[Effect]:
         """Apply one event; return what the world must now do, in order."""
-        self._apply(event, now_ms)
-        self._settle(now_ms)
-        return self.out.take()
+        return list(self.handle_all((event,), now_ms))
 
-    def handle_all(self, events: Sequence[AnyEvent], now_ms: int) -> list[Effect]:
-        """Apply what one turn of the loop brought, and settle once for all of it."""
+    def handle_all(self, events: Sequence[AnyEvent], now_ms: int) -> Iterator[Effect]:
+        """Apply what one turn of the loop brought, and settle once for all of it.
+
+        What starts in the place of a task that ended comes before its owner hears of the end.
+        """
+        ended = False
         for event in events:
             self._apply(event, now_ms)
+            ended = ended or type(event) is Finished
+        if ended:
+            yield from self.out.take_urgent()
         self._settle(now_ms)
-        return self.out.take()
+        yield from self.out.take()
 
     def _apply(self, event: AnyEvent, now_ms: int) -> None:
         match event:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import zmq
 import zmq.utils.z85
 
+from blackroad.bus.patience import Patience
 from blackroad.errors import EnvironmentProblem, LocalProtocolError, PortInUse
 from blackroad.limits import BULK_FRAME_BYTES_MAX, DOOR_FRAME_BYTES_MAX, FRAME_BYTES_MAX
 
@@ -40,6 +41,8 @@ HEARTBEATS: Final = b"\x50"
 TELEMETRY_HIGH_WATER: Final = 2_000
 SOCKETS_MAX: Final = 8_192
 DRAIN_MAX: Final = 256
+# What a small task or a program takes that sends one after the other.
+LOOK_US: Final = 500
 DOOR_HIGH_WATER: Final = 64
 JUDGE_ADDRESS: Final = "inproc://zeromq.zap.01"
 JUDGE_HIGH_WATER: Final = 10_000
@@ -469,6 +472,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._patience = Patience(LOOK_US)
         self._sockets: dict[int, Socket] = {}
         self._fds: dict[Socket, int] = {}
 
@@ -510,17 +514,21 @@ class Poller:
         with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(fd)
 
-    def wait(self, timeout_ms: int) -> list[tuple[Any, bool]]:
+    def wait(self, timeout_ms: int, *, look: bool = False) -> list[tuple[Any, bool]]:
         """Return what is ready, at the latest after `timeout_ms`.
 
-        Each with whether there is room to write; else there is something to read.
+        Each with whether there is room to write; else there is something to read.  With `look`,
+        it looks for a while before it sleeps where the waits of late were short.
         """
         ready: list[tuple[Any, bool]] = []
         if _touched:
             ready = [(one, False) for one in self._fds if one in _touched and _readable(one)]
             _touched.difference_update(self._fds)
         try:
-            found = self._epoll.poll(0 if ready else timeout_ms / 1000)
+            if ready or not timeout_ms:
+                found = self._epoll.poll(0)
+            else:
+                found = self._patience.wait(self._epoll.poll, timeout_ms / 1000, look=look)
         except InterruptedError:
             return ready
         sockets = self._sockets

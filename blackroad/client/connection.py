@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from blackroad.bus import messages as m
+from blackroad.bus.patience import processors
 from blackroad.bus.payload import Segment
 from blackroad.bus.puller import GIVE_UP_MS
 from blackroad.client.asking import Asking
@@ -76,6 +77,7 @@ class Connection:
         # What may run code of the program, with its arguments.
         self._later: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._room = threading.Condition()
+        self._processors = processors()
         self._sent = 0
         self._seen: list[bytes] = []
         self._seen_due_ms = 0
@@ -232,6 +234,10 @@ class Connection:
     def due_ms(self) -> int:
         """When a turn has to be taken at the latest."""
         return min(self._check_ms, self._wire.due_ms())
+
+    def few(self) -> bool:
+        """Is so little under way that a processor is free for looking?"""
+        return 0 < len(self.tasks) < self._processors
 
     def deliver(self) -> bool:
         """Run what may run code of the program: never within a turn."""

@@ -17,12 +17,15 @@ from collections.abc import Callable, Collection
 from threading import get_ident
 from typing import Protocol
 
+from blackroad.bus.patience import Patience
 from blackroad.client.shield import Shield
 from blackroad.errors import NoDaemon
 
 WAIT_MS_MAX = 1_000
 CLAIM_MS = 100
 LEAVE_MS = 5_000
+# A round trip of a small task, and as much again for a slow board.
+LOOK_US = 1_000
 NOTHING: frozenset[int] = frozenset()
 
 
@@ -45,6 +48,10 @@ class Served(Protocol):
         """When a turn has to be taken at the latest."""
         ...
 
+    def few(self) -> bool:
+        """Is so little under way that a processor is free for looking?"""
+        ...
+
 
 class Turns:
     """Takes the turns of one connection, one at a time, in whichever thread."""
@@ -56,6 +63,7 @@ class Turns:
         # Plain, as a signal handler can cut in while a Condition is entered, and leave it locked.
         self._choosing = threading.Lock()
         self._leader = 0
+        self._patience = Patience(LOOK_US)
         self._shield = Shield()
         self._ident = -1
         self._until_ms = 0
@@ -180,7 +188,8 @@ class Turns:
                 if left_s <= 0:
                     return
                 wait_ms = min(wait_ms, left_s * 1000)
-            fds = {fd for fd, _ in self._poll.poll(wait_ms)}
+            look = wait_ms >= 1 and served.few()
+            fds = {fd for fd, _ in self._patience.wait(self._poll.poll, wait_ms, look=look)}
             if self._leader_fd in fds:
                 self._read(self._leader_fd)
             self._take(fds)

@@ -291,6 +291,11 @@ class Outbox:
             _, then, what = waiting.popleft()
             then(what, now_ms)
 
+    def take_urgent(self) -> list[Effect]:
+        """Hand over what is here before all is; rows still come after it."""
+        effects, self.effects = self.effects, []
+        return effects
+
     def take(self) -> list[Effect]:
         """Hand over all effects; rows gathered since the last call are flushed first."""
         if self.rows:

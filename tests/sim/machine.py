@@ -444,7 +444,7 @@ class Machine(Processes):
             self.world.remember(self, event, now_ms)
         self.was_full = False
         try:
-            effects = node.handle_all(events, now_ms)
+            effects = list(node.handle_all(events, now_ms))
         except BlackroadError as error:
             self._fails(error)
             return

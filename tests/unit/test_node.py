@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.lonely import Lonely
 from blackroad.bus import messages as m
 from blackroad.capabilities import encode
 from blackroad.ids import HEARD_BYTES, Epoch, Token, incarnation
@@ -446,3 +447,20 @@ def test_a_peer_that_speaks_for_another_costs_a_line_a_minute() -> None:
     notes = [[one.name for one in of_kind(effects, Note)] for effects in told]
     assert notes == [["peer.breach"], [], ["peer.breach"]]
     assert OTHER not in node.capabilities
+
+
+def test_what_starts_next_does_not_wait_for_what_became_of_the_last() -> None:
+    one = Lonely()
+    one.queue(2_000)
+    while not one.node.worker.waiting:
+        one.turn(10)
+    start = one._started[0]
+    done = Finished(start.key, m.Status.FAILED, b"", m.Facts(type_name="ValueError"))
+    effects = one.node.handle_all([done], one.now_ms + 1)
+    first = next(effect for effect in effects if isinstance(effect, Start | Tell))
+    assert isinstance(first, Start)
+    ended = one.node.owner.counters.get("ended.failed", 0)
+    told = [effect for effect in effects if isinstance(effect, Tell)]
+    assert not ended
+    assert told
+    assert one.node.owner.counters["ended.failed"] == 1
