@@ -390,7 +390,7 @@ class Daemon:
         if self._held_ms:
             wake_ms = min(wake_ms, self._held_ms + HOLD_MS)
         wait_ms = max(0, min(POLL_MS_MAX, wake_ms - began_ms))
-        ready = self._poller.wait(wait_ms, look=self._pool.spares_processor)
+        ready = self._poller.wait(wait_ms, look=self._running.few)
         now_ms = boot_ms()
         # Stopped or starved, be it while it waited or while it worked.
         worked_ms = began_ms - self._woke_ms if self._woke_ms else 0

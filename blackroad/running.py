@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from blackroad.bus import messages as m
 from blackroad.bus.parcels import is_name
+from blackroad.bus.patience import processors
 from blackroad.errors import BlackroadError, invariant
 from blackroad.ids import short, task_text, text32
 from blackroad.limits import DISK_PROBLEM
@@ -51,6 +52,14 @@ class Running:
         self._output = OutputStore()
         self._labels: OrderedDict[fx.Key, str] = OrderedDict()
         self._code_paths: dict[bytes, str] = {}
+        # With one processor, who looks is in the way of whom it waits for.
+        self._processors = processors() if processors() > 1 else 0
+
+    @property
+    def few(self) -> bool:
+        """Is so little under way that a processor is free for looking?"""
+        busy = max(self._pool.busy, len(self._node.owner.attempts))
+        return busy < self._processors
 
     # --- start and stop ---------------------------------------------------------------------------
 

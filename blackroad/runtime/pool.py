@@ -21,7 +21,6 @@ from typing import Final
 import msgspec
 
 from blackroad.bus.messages import Early
-from blackroad.bus.patience import processors
 from blackroad.errors import (
     Busy,
     DiskProblem,
@@ -121,7 +120,6 @@ class Pool:
         self._readers: dict[int, _Reader] = {}
         self._processes: dict[int, Child] = {}
         self._running: dict[Hashable, Child] = {}
-        self._processors = processors()
         self._idle: dict[tuple[tuple[str, str], ...], list[Child]] = {}
         self._lost: list[Child] = []
         self._requests: deque[tuple[bytes, Child | None]] = deque()
@@ -262,11 +260,6 @@ class Pool:
     def busy(self) -> int:
         """How many launched tasks have not ended."""
         return len(self._running)
-
-    @property
-    def spares_processor(self) -> bool:
-        """Is there a processor that no task can use now?"""
-        return len(self._running) < self._processors
 
     @property
     def pids(self) -> dict[int, Hashable]:
