@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from blackroad.bus.messages import ClassSpec, Payload, Ref, Result
 
 _PENDING, _FINISHED = "PENDING", "FINISHED"
-_making = threading.Lock()
+# A signal handler may cut in where it is held, and use a future itself.
+_making = threading.RLock()
 
 
 def _in_copy() -> None:
     # Another thread may have held it when this process was forked.
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_in_copy)

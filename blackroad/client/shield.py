@@ -30,7 +30,7 @@ _NUMBERS = tuple(
 class Shield:
     """Lets handlers that are due wait until the block is over; elsewhere than in main it is free.
 
-    Use each object in one thread at a time.  What a handler raises is raised where the block ends.
+    What a handler raises is raised where the block ends.
     """
 
     __slots__ = ("_due", "_found", "_guarded", "_handlers")
@@ -65,7 +65,7 @@ class Shield:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._handlers:
+        if get_ident() != threading.main_thread().ident or not self._handlers:
             return
         handlers = self._guarded
         raised = self._restore()

@@ -60,8 +60,8 @@ class Turns:
         self._served = served
         self._fds = tuple(fds)
         self._lock = threading.Lock()
-        # Plain, as a signal handler can cut in while a Condition is entered, and leave it locked.
-        self._choosing = threading.Lock()
+        # A signal handler may cut in here, and wait for a result itself.
+        self._choosing = threading.RLock()
         self._leader = 0
         self._patience = Patience(LOOK_US)
         self._shield = Shield()
@@ -133,6 +133,14 @@ class Turns:
         me = get_ident()
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         mine = False
+        if self._leader == me and me == self._ident:
+            # A callback waits within the wait of another one, between two turns.
+            self._lead(over, until_s)
+            return _left_s(until_s)
+        if self._leader == me:
+            # A signal handler waits within a wait: our own thread serves both meanwhile.
+            self._watch(True)
+            return timeout_s
         try:
             if me == self._ident and self._leader and not over():
                 # A callback waits: nobody would be left to serve when the leader leaves.
@@ -157,7 +165,7 @@ class Turns:
                     raised = error
             if raised is not None:
                 raise raised
-        return None if until_s is None else max(0.0, until_s - time.monotonic())
+        return _left_s(until_s)
 
     def _leave(self) -> None:
         self._watch(True)
@@ -190,6 +198,9 @@ class Turns:
                 wait_ms = min(wait_ms, left_s * 1000)
             look = wait_ms >= 1 and served.few()
             fds = {fd for fd, _ in self._patience.wait(self._poll.poll, wait_ms, look=look)}
+            if self.stopped():
+                # By a signal handler, it may be: then the descriptors are no longer ours.
+                return
             if self._leader_fd in fds:
                 self._read(self._leader_fd)
             self._take(fds)
@@ -204,7 +215,8 @@ class Turns:
 
     def _take(self, ready: Collection[int]) -> None:
         """One turn in a thread of the program; what it leaves to do is done in ours, as always."""
-        with self._lock, self._shield:
+        # The handlers that waited run when the lock is free: they may use this very client.
+        with self._shield, self._lock:
             if not self.stopped():
                 self._served.turn(ready)
         # The sign that it waits for may be used up.
@@ -223,12 +235,13 @@ class Turns:
 
     @staticmethod
     def _signal(fd: int) -> None:
-        with contextlib.suppress(OSError):
+        # -1, where all is closed already, is a ValueError.
+        with contextlib.suppress(OSError, ValueError):
             os.eventfd_write(fd, 1)
 
     @staticmethod
     def _read(fd: int) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, ValueError):
             os.eventfd_read(fd)
 
     # --- the connection's thread ------------------------------------------------------------------
@@ -259,8 +272,11 @@ class Turns:
 
     def stop(self) -> None:
         """Let `run` and whoever leads come back; no further turn is taken."""
-        with self._lock:
+        with self._shield, self._lock:
             self._stopping = True
+            if self._leader == get_ident():
+                # In a signal handler of its own: it cannot leave before that is over.
+                self._leader = 0
         self._signal(self._wake_fd)
         self._signal(self._leader_fd)
 
@@ -269,8 +285,13 @@ class Turns:
         # It was told to stop, so it is on its way out.
         self._await_leave(LEAVE_MS)
         self._epoll.close()
-        os.close(self._wake_fd)
-        os.close(self._leader_fd)
+        fds, self._wake_fd, self._leader_fd = (self._wake_fd, self._leader_fd), -1, -1
+        for fd in fds:
+            os.close(fd)
+
+
+def _left_s(until_s: float | None) -> float | None:
+    return None if until_s is None else max(0.0, until_s - time.monotonic())
 
 
 def now_ms() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
@@ -123,6 +125,25 @@ def test_callbacks_may_use_the_client(client: Client) -> None:
     assert called[1:] == [13, True]
 
 
+def test_callbacks_may_wait_within_callbacks(client: Client) -> None:
+    called: list[int] = []
+    done = threading.Event()
+
+    def inner(future: Future[int]) -> None:
+        called.append(future.result() + client.submit(square, 4).result(WAIT_S))
+        done.set()
+
+    def outer(future: Future[int]) -> None:
+        second = client.submit(square, 3)
+        second.add_done_callback(inner)
+        called.append(second.result(WAIT_S))
+
+    client.submit(square, 2).add_done_callback(outer)
+    assert done.wait(WAIT_S)
+    until(lambda: len(called) == 2, "the end of both callbacks")
+    assert sorted(called) == [9, 25]
+
+
 def test_a_result_does_not_wait_for_callbacks(client: Client, gate: str) -> None:
     # One that is done already would call back at once, in this thread.
     future = client.submit(waits, gate)
@@ -216,3 +237,51 @@ def test_a_client_that_was_closed_says_so(pair: object, client: Client, gate: st
     assert isinstance(found[0], NoDaemon)
     with pytest.raises(NoDaemon, match="closed"):
         client.submit(square, 3)
+
+
+HANDLERS_USE_IT = """
+import random
+import signal
+
+from blackroad import Client
+from blackroad.errors import NoDaemon
+
+
+def square(number):
+    return number * number
+
+
+def ring(handler):
+    signal.signal(signal.SIGALRM, lambda number, frame: handler())
+
+
+with Client(embedded=True, workers=1) as client:
+    moments = random.Random(5)
+    found = []
+
+    def trip(number):
+        signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, 2e-3))
+        assert client.submit(square, number).result() == number * number
+
+    # What is imported at the first use cannot be imported within itself.
+    assert client.submit(square, 0).result() == 0
+    ring(lambda: found.append(client.submit(square, 7).result()))
+    number = 1
+    while len(found) < 40:
+        trip(number)
+        number += 1
+    ring(client.close)
+    try:
+        while True:
+            trip(number)
+    except NoDaemon:
+        print(sorted(set(found)), "closed")
+"""
+
+
+def test_signal_handlers_may_use_and_close_the_client() -> None:
+    # In a program of its own: one that waits for itself could not be ended in this one.
+    ran = subprocess.run(
+        [sys.executable, "-c", HANDLERS_USE_IT], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert (ran.stdout, ran.stderr) == ("[49] closed\n", "")
