@@ -7,7 +7,8 @@ not know rules.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 # Numbers of relayed questions begin at 1.
 FIRST_QUERY: Final = 2**61
 ANSWER_BYTES_MAX: Final = 2**22
+PAGE_BYTES: Final = 1_024
 
 
-class _Asked(NamedTuple):
+@dataclass(slots=True)
+class _Asked:
     suspicion: Suspicion
     node: bytes
     until_ms: int
     pages: list[bytes]
+    heard_bytes: int = 0
 
 
 class Alarm:
@@ -94,7 +98,9 @@ class Alarm:
 
     def _on_reply(self, reply: Reply, asked: _Asked, now_ms: int) -> None:
         asked.pages.append(reply.body)
-        if not reply.last and sum(map(len, asked.pages)) <= ANSWER_BYTES_MAX:
+        # An empty page is a page, too.
+        asked.heard_bytes += len(reply.body) + PAGE_BYTES
+        if not reply.last and asked.heard_bytes <= ANSWER_BYTES_MAX:
             return
         del self._asked[reply.query]
         pool = None if reply.error else explaining.read_pool(b"".join(asked.pages))

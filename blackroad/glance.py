@@ -8,11 +8,12 @@ know who looks, nor how a row is drawn.
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from blackroad.ids import inc_counter, short
+from blackroad.ids import NODE_BYTES, NodeId, TaskId, inc_counter, short
+from blackroad.limits import GANG_NODES_MAX
 from blackroad.router.records import TaskState, state_text
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ ROWS_MAX: Final = 500
 CLASSES_MAX: Final = 50
 GPUS_TOLD_MAX: Final = 4
 TEXT_MAX: Final = 48
+STATES_MAX: Final = 64
 # Ended tasks may stand between those that have not: so many are passed over to find some.
 SCAN_MAX: Final = 512
 _ENDED: Final = "ended."
@@ -105,14 +107,17 @@ class TaskRow(Struct, frozen=True, array_like=True, gc=False):
     Units  `age_ms` since it was submitted, of a task that has not ended; `run_us` of one that has.
     """
 
-    task: bytes
+    task: TaskId
     state: str
     name: str
     user: str
     priority: int
     age_ms: int
     run_us: int
-    nodes: tuple[bytes, ...]
+    # Empty for one that ended before any node had it.
+    nodes: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=NODE_BYTES)], ...], Meta(max_length=GANG_NODES_MAX)
+    ]
     tries: int
     note: str
 
@@ -120,10 +125,10 @@ class TaskRow(Struct, frozen=True, array_like=True, gc=False):
 class WorkView(Struct, frozen=True):
     """The answer to `work`: one owner's tasks; `ended` counts those of its present life."""
 
-    node: bytes
+    node: NodeId
     incarnation: int
-    open: dict[str, int]
-    ended: dict[str, int]
+    open: Annotated[dict[str, int], Meta(max_length=STATES_MAX)]
+    ended: Annotated[dict[str, int], Meta(max_length=STATES_MAX)]
     classes: tuple[ClassRow, ...]
     tasks: tuple[TaskRow, ...]
 

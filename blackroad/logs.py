@@ -23,6 +23,8 @@ def setup(log_format: str, level: str, node: str) -> Any:
     if as_json:
         processors.append(structlog.processors.JSONRenderer(default=str))
     else:
+        # Names of tasks and nodes are somebody else's words.
+        processors.append(_harmless)
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     structlog.configure(
         processors=processors,
@@ -31,6 +33,24 @@ def setup(log_format: str, level: str, node: str) -> Any:
         cache_logger_on_first_use=True,
     )
     return structlog.get_logger().bind(host=node)
+
+
+def _harmless(_logger: Any, _method: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Escape what could steer a terminal, wherever it stands in a line of the log."""
+    return {name: _escaped(value) for name, value in facts.items()}
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        letters = (one if one.isprintable() else ascii(one)[1:-1] for one in value)
+        return "".join(letters)
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(one) for one in value]
+    return value
 
 
 def _structlog() -> Any:

@@ -179,8 +179,11 @@ class Traces:
                 start_new_session=True,
             )
         except OSError as error:
-            self._tell("traces.behind", problem=f"no process: {error.strerror}")
+            if not self._behind:
+                self._behind = True
+                self._tell("traces.behind", problem=f"no process: {error.strerror}")
             self._again_at_ms = now_ms + self._again_ms
+            self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
             return
         assert process.stdin is not None
         assert process.stdout is not None

@@ -546,7 +546,9 @@ class Top(App[None]):
             except BlackroadError as error:
                 self._later(partial(self._foot.say, shown(error), wrong=True))
             else:
-                self._later(partial(self._foot.say, done.format(told)))
+                # Only this one has a place for an answer; a node's name may have braces, too.
+                text = done.replace("{}", str(told)) if order == "retry" else done
+                self._later(partial(self._foot.say, text))
 
         self.run_worker(run, thread=True, exit_on_error=False)
 

@@ -114,7 +114,10 @@ def _tasks(model: Model, columns: int) -> list[Part]:
     parts: list[Part] = [(" tasks", "dim")]
     for name in names:
         style = _STYLES.get(name, "red" if name in ("expired", "quarantined", "unknown") else "")
-        parts += [(f"  {words.count(counts[name])}", f"bold {style}".strip()), (f" {name}", "dim")]
+        parts += [
+            (f"  {words.count(counts[name])}", f"bold {style}".strip()),
+            (f" {words.clean(name)}", "dim"),
+        ]
     if not names:
         parts.append(("  none", "dim"))
     return parts

@@ -12,14 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from blackroad.errors import (
-    BlackroadError,
-    NoDaemon,
-    OwnerLost,
-    TaskError,
-    Unreachable,
-    UsageError,
-)
+from blackroad.errors import BlackroadError, UsageError
 from blackroad.glance import MeshView, WorkView
 from blackroad.tui.model import Happening, Model, happening
 from blackroad.tui.rota import Rota
@@ -30,7 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-AWAY: Final = (NoDaemon, Unreachable, OwnerLost, TaskError)
 RECONNECT_S: Final = 0.5
 EVENTS_AGAIN_S: Final = 2.0
 EVENT_WAIT_S: Final = 0.5
@@ -120,7 +112,9 @@ class Session:
         client = self._there()
         try:
             return ask(client)
-        except AWAY:
+        except UsageError:
+            raise
+        except BlackroadError:
             with self._lock:
                 lost = self._client is client
                 if lost:
@@ -211,7 +205,7 @@ class Feed:
         try:
             self._take(self.mesh.mesh())
             self._problem = ""
-        except (*AWAY, UsageError) as error:
+        except BlackroadError as error:
             if self._closed.is_set():
                 return
             if not self._problem:
@@ -240,7 +234,10 @@ class Feed:
                 return
             try:
                 work = self.mesh.work(owner, turn.rows)
-            except (*AWAY, UsageError):
+            except BlackroadError:
+                work = None
+            if work is None or work.node != owner:
+                # Whoever answers in another one's name has said nothing.
                 rota.silent(owner, _now_ms())
                 continue
             with self._lock:
@@ -248,7 +245,7 @@ class Feed:
 
     def _events(self) -> None:
         while not self._closed.is_set():
-            with contextlib.suppress(*AWAY, UsageError):
+            with contextlib.suppress(BlackroadError):
                 for event in self.mesh.events(self._closed):
                     with self._lock:
                         self._news.append(happening(event))

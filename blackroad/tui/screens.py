@@ -21,6 +21,8 @@ from blackroad.tui.pane import Lines, Parts
 
 LINES_MAX: Final = 5_000
 FOLLOW_S: Final = 0.5
+# After so many turns without an answer it is asked for again.
+ASKED_MAX: Final = 20
 
 
 class Pages(Lines, can_focus=True):
@@ -95,6 +97,8 @@ class Reading(Screen[None]):
         super().__init__()
         self.pages = Pages(title, lines, follow is not None)
         self._follow = follow
+        # For how many turns an answer is awaited.
+        self._asked = 0
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -109,8 +113,15 @@ class Reading(Screen[None]):
             self._timer = self.set_interval(FOLLOW_S, self._ask)
 
     def _ask(self) -> None:
-        if self._follow is not None:
-            self._follow(self.pages.show)
+        # One at a time: else they pile up while a daemon is away, and an old answer comes last.
+        if self._follow is not None and (not self._asked or self._asked >= ASKED_MAX):
+            self._asked = 0
+            self._follow(self._show)
+        self._asked += 1
+
+    def _show(self, lines: Sequence[str]) -> None:
+        self._asked = 0
+        self.pages.show(lines)
 
     def action_back(self) -> None:
         """Close it."""

@@ -105,11 +105,14 @@ class FakeMesh:
         self.asked: list[tuple[Any, ...]] = []
         self.happened: list[dict[str, Any]] = []
         self.away = False
+        self.refusal: BlackroadError | None = None
         self.closed = False
 
     def mesh(self) -> MeshView:
         if self.away:
             raise NoDaemon("no daemon answers", hint="start one")
+        if self.refusal is not None:
+            raise self.refusal
         return view(*self.beats, coordinator=self.coordinator, epoch=self.epoch)
 
     def work(self, owner: bytes, tasks: int) -> WorkView:

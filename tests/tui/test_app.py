@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("textual")
@@ -528,6 +529,37 @@ def test_drain_asks_and_resume_does_not() -> None:
 
     _, fake = run(steps)
     assert orders(fake) == [("drain", text32(node_id(1))), ("resume", text32(node_id(0)))]
+
+
+def test_a_name_with_braces_is_a_name() -> None:
+    fake = mesh()
+    fake.beats = [msgspec.structs.replace(one, name="rack{1}") for one in fake.beats]
+
+    async def steps(pilot: Pilot[None], app: Top) -> None:
+        await pilot.press("D", "y")
+        await settle(pilot, app)
+        assert "rack{1} takes nothing new" in screen(app)
+
+    run(steps, fake=fake)
+
+
+def test_logs_are_asked_for_one_after_the_other() -> None:
+    async def steps(pilot: Pilot[None], app: Top) -> None:
+        await pilot.press("tab", "l")
+        await settle(pilot, app)
+        reading: Any = app.screen
+        asked: list[object] = []
+        reading._follow = asked.append
+        reading._asked = 0
+        for _ in range(5):
+            reading._ask()
+        assert len(asked) == 1
+        answered: Any = asked[0]
+        answered(["there"])
+        reading._ask()
+        assert len(asked) == 2
+
+    run(steps)
 
 
 def test_orders_that_fail_are_told() -> None:

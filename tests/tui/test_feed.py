@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blackroad.errors import NoDaemon, Unreachable, UsageError
+from blackroad.errors import BlackroadError, NoDaemon, Unreachable, UsageError
 from blackroad.tui import rota
 from blackroad.tui.feed import Feed, Session, look_twice
 from blackroad.tui.model import Model
@@ -127,6 +127,34 @@ def test_one_silent_owner_does_not_hide_the_others() -> None:
     feed.drain(model)
     assert [one.owner for one in model.tasks()] == ["loft"]
     assert model.counts() == {"running": 1, "untold": 2}
+
+
+def test_whatever_a_daemon_refuses_is_shown_and_asked_again() -> None:
+    mesh = FakeMesh(beat(0))
+    feed, model = Feed(mesh, 0.01), Model()
+    try:
+        wait = changed_by(feed, model)
+        wait()
+        mesh.refusal = BlackroadError("the daemon refused: version")
+        while not model.problem:
+            wait()
+        assert "refused: version" in model.problem
+        mesh.refusal = None
+        while model.problem:
+            wait()
+    finally:
+        feed.close()
+
+
+def test_nobody_tells_of_another_owners_tasks() -> None:
+    mesh = FakeMesh(*(beat(at, owned=1) for at in range(2)))
+    mesh.works[node_id(0)] = work(0, task_row(1))
+    mesh.works[node_id(1)] = work(0, task_row(7), task_row(8), task_row(9))
+    feed, model = Feed(mesh, 0.01), Model()
+    feed.look()
+    feed.ask_owners(Rota(), mesh.mesh())
+    feed.drain(model)
+    assert model.counts() == {"running": 1, "untold": 1}
 
 
 def test_what_is_wrong_at_the_first_look_is_an_error() -> None:

@@ -200,7 +200,9 @@ def test_nothing_that_others_say_steers_the_terminal() -> None:
     hostile = "x\x1b]0;pwned\x07\n' ; rm -rf /\u202e"
     model = Model()
     model.take_mesh(view(beat(0, name=hostile, arch=hostile, gpus=(hostile,))), 1)
-    model.take_work(work(0, task_row(1, name=hostile, user=hostile, note=hostile)))
+    model.take_work(
+        work(0, task_row(1, name=hostile, user=hostile, note=hostile), open={hostile: 1})
+    )
     model.take_happenings([event(1, host=hostile, cause=hostile, facts={hostile: hostile})])
     from blackroad.tui.sheet import layout, row_line
 

@@ -186,3 +186,32 @@ def test_long_names_are_told_in_short() -> None:
     queue(node, 1, name="n" * 120, user="u" * 60)
     [row] = work(node).tasks
     assert (len(row.name), len(row.user)) == (glance.TEXT_MAX, glance.TEXT_MAX)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": b"x" * 1_000_000},
+        {"nodes": (b"x" * 1_000_000,)},
+        {"nodes": (bytes(16),) * 300},
+    ],
+)
+def test_ids_of_an_answer_are_ids(changes: dict[str, Any]) -> None:
+    fields = {"task": bytes(16), "state": "running", "name": "", "user": "", "priority": 0,
+              "age_ms": 0, "run_us": 0, "nodes": (), "tries": 1, "note": ""}  # fmt: skip
+    told = glance.WorkView(
+        bytes(16),
+        1,
+        {},
+        {},
+        (),
+        (glance.TaskRow(**{**fields, **changes}),),  # type: ignore[arg-type]
+    )
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=glance.WorkView)
+
+
+def test_few_states_are_told() -> None:
+    told = glance.WorkView(bytes(16), 1, {f"s{at}": 1 for at in range(65)}, {}, (), ())
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=glance.WorkView)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from blackroad.alarm import Alarm
+from blackroad.alarm import ANSWER_BYTES_MAX, PAGE_BYTES, Alarm
 from blackroad.bus import messages as m
 from blackroad.ids import short
 from blackroad.limits import QUERY_MS
@@ -336,3 +336,16 @@ def test_of_very_many_classes_some_are_looked_at_in_turn() -> None:
         assert len(suspicions) <= CLASSES_MAX
         found += [one.task.id for one in suspicions]
     assert sorted(found) == [task_id(number) for number in range(1, count + 1)]
+
+
+def test_empty_pages_without_end_are_given_up(house: House) -> None:
+    house.run(0, 10_000)
+    [(_, query)] = house.sent
+    assert isinstance(query, m.Query)
+    page = m.Reply(query.query, PEER, 0, False, b"")
+    count = ANSWER_BYTES_MAX // PAGE_BYTES
+    assert house.alarm.take(PEER, [page] * count, 10_100) == []
+    assert house.told == []
+    assert house.alarm.take(PEER, [page, page], 10_100) == [page]
+    [(_, facts)] = house.told
+    assert facts["pool"] == "the coordinator says nothing"
