@@ -10,20 +10,18 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from blackroad.discovery.children import die_with_parent, limit_memory, private_stdout
+from blackroad.tracing.line import Line
 from blackroad.tracing.story import Setup, Story, bodies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import IO
 
-QUEUE_MAX: Final = 10_000
-BATCH_MAX: Final = 256
 WAIT_S: Final = 1.0
 WAIT_S_MAX: Final = 30.0
 LAST_S: Final = 3.0
@@ -38,11 +36,9 @@ class Sender:
     def __init__(self, send: Callable[[list[Story]], str], report: Callable[..., None]) -> None:
         self._send = send
         self._report = report
-        self._waiting: deque[Story] = deque()
+        self._line = Line()
         self._change = threading.Condition()
         self._closing = False
-        self._sent = 0
-        self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
     def start(self) -> None:
@@ -52,10 +48,7 @@ class Sender:
     def add(self, stories: list[Story]) -> None:
         """Take more; the oldest go where there are too many."""
         with self._change:
-            self._waiting.extend(stories)
-            while len(self._waiting) > QUEUE_MAX:
-                self._waiting.popleft()
-                self._dropped += 1
+            self._line.add(stories)
             self._change.notify()
 
     def close(self) -> None:
@@ -74,11 +67,10 @@ class Sender:
             problem = self._send(batch)
             with self._change:
                 if problem:
-                    # In their old order, before what came meanwhile.
-                    self._waiting.extendleft(reversed(batch))
+                    self._line.refused(batch)
                 else:
-                    self._sent += len(batch)
-                told = (self._sent, self._dropped, len(self._waiting))
+                    self._line.took(batch)
+                told = (self._line.sent, self._line.dropped, len(self._line))
             self._report(*told, problem)
             if not problem:
                 wait_s = WAIT_S
@@ -91,8 +83,8 @@ class Sender:
 
     def _next(self) -> list[Story]:
         with self._change:
-            self._change.wait_for(lambda: self._waiting or self._closing)
-            return [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            self._change.wait_for(lambda: len(self._line) or self._closing)
+            return self._line.next()
 
 
 def sending(setup: Setup) -> Callable[[list[Story]], str]:
