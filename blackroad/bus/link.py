@@ -123,7 +123,9 @@ class Link:
             return False
         self.meet(welcome.inc)
         self.present = True
-        if welcome.session == self.out_session:
+        # Nobody's session is an answer to a Hello of an earlier life of mine that came late: who
+        # took it would be sent back to the true one, and count from 1 where more has been seen.
+        if welcome.session in (self.out_session, NOBODYS_SESSION):
             return False
         self.out_session = welcome.session
         if welcome.session != self.counted_session:

@@ -9,6 +9,7 @@ from blackroad.bus.codec import Header
 from blackroad.bus.link import (
     GREET_MS,
     GREET_MS_MAX,
+    NOBODYS_SESSION,
     OUTBOX_BYTES_MAX,
     OUTBOX_MESSAGES_MAX,
     Link,
@@ -139,6 +140,18 @@ def test_session_zero_opens_nothing() -> None:
     link = a_link()
     assert not link.on_welcome(welcome(0), MINE)
     assert not link.open
+
+
+def test_nobodys_session_opens_nothing_and_changes_nothing() -> None:
+    """It answers a late Hello of an earlier life; the true session goes on where it was."""
+    fresh = a_link()
+    assert not fresh.on_welcome(welcome(NOBODYS_SESSION), MINE)
+    assert not fresh.open
+    link = opened()
+    assert [link.next_sequence() for _ in range(5)][-1] == 5
+    assert not link.on_welcome(welcome(NOBODYS_SESSION), MINE)
+    assert link.out_session == 51
+    assert link.next_sequence() == 6
 
 
 def test_a_restated_session_counts_onward() -> None:
