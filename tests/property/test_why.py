@@ -141,6 +141,10 @@ class Cluster:
 
 @given(st.lists(MACHINES, min_size=0, max_size=4), WORKS)
 @example([Machine(2, 1, "backing off", 0), Machine(2, 1, "ok", 0)], Work(1, 0, 2, 1))
+@example(
+    [Machine(1, 1, "ok", 0), *(Machine(2, 1, state, 0) for state in ("ok", "silent", "ok"))],
+    Work(1, 0, 5, 1),
+)
 @settings(max_examples=300, deadline=None)
 def test_why_is_empty_exactly_when_the_model_places_the_task(
     machines: list[Machine], work: Work
@@ -150,8 +154,8 @@ def test_why_is_empty_exactly_when_the_model_places_the_task(
     cluster.table(FIRST_MS)
     places = most = placeable(machines, work)
     empty = [not cluster.why(task, FIRST_MS)["holds"] for task in cluster.tasks]
-    if any(one.state == "backing off" for one in machines):
-        # A back-off is the owner's alone: the coordinator may have given places where it holds.
+    if any(one.state in ("backing off", "silent") for one in machines):
+        # These only the owner knows: the coordinator may have given places on such nodes.
         places = empty.index(False) if False in empty else work.count
         assert places <= most
     assert empty == [at < places for at in range(work.count)]
