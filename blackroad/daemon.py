@@ -423,7 +423,7 @@ class Daemon:
         if (
             lined_up
             and lined_up < HOLD_MESSAGES
-            and len(self.node.worker.waiting) >= HOLD_WAITING * self.node.worker.slots
+            and self.node.worker.queued >= HOLD_WAITING * self.node.worker.slots
         ):
             if not self._held_ms:
                 self._held_ms = now_ms
@@ -468,18 +468,14 @@ class Daemon:
                 self._transport.tell(effect.client, effect.message, effect.lazy)
             case fx.Start():
                 self._running.launch(effect)
+            case fx.HandAhead() | fx.TakeBack() | fx.Divide() | fx.Kill() | fx.Extend():
+                self._running.perform(effect)
             case fx.Send():
                 self._transport.send(effect.to, effect.message)
             case fx.Publish():
                 self._transport.publish(effect.beat)
             case fx.Persist():
                 self._persist(effect)
-            case fx.Divide():
-                self._running.divide(effect.key)
-            case fx.Kill():
-                self._running.kill(effect.key, effect.why)
-            case fx.Extend():
-                self._pool.extend(effect.key, effect.deadline_ms)
             case fx.Fetch():
                 self._exchange.fetch(effect.ref, effect.holder, effect.client, now_ms)
             case fx.Pin():

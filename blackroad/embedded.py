@@ -252,12 +252,8 @@ class EmbeddedWire:
                 self._inbox.append(effect.message)
             case fx.Start():
                 self._running.launch(effect)
-            case fx.Divide():
-                self._running.divide(effect.key)
-            case fx.Kill():
-                self._running.kill(effect.key, effect.why)
-            case fx.Extend():
-                self._pool.extend(effect.key, effect.deadline_ms)
+            case fx.HandAhead() | fx.TakeBack() | fx.Divide() | fx.Kill() | fx.Extend():
+                self._running.perform(effect)
             case fx.Fetch():
                 self.fetch(effect.ref)
             case fx.Pin():

@@ -593,7 +593,7 @@ def _one_node(node: Node, now_ms: int) -> dict[str, Any]:
         "draining": node.worker.draining,
         "identity": node.lives.state.name.lower(),
         "running": node.worker.running + node.worker.held,
-        "waiting": len(node.worker.waiting),
+        "waiting": node.worker.queued,
         "full": node.owner.full,
         "owner": dict(node.owner.counters),
         "worker": dict(node.worker.counters),

@@ -15,16 +15,16 @@ from blackroad.bus import messages as m
 from blackroad.bus.parcels import is_name
 from blackroad.bus.patience import processors
 from blackroad.errors import BlackroadError, invariant
+from blackroad.happenings import AnyEvent, Finished, Killed, Returned, Split
 from blackroad.ids import short, task_text, text32
 from blackroad.limits import DISK_PROBLEM
-from blackroad.node import AnyEvent, Finished, Killed, Split
+from blackroad.router import effects as fx
 from blackroad.runtime import pool as tasks
 from blackroad.runtime.output import OutputStore, Page
 from blackroad.runtime.sealing import Sealer
 
 if TYPE_CHECKING:
     from blackroad.node import Node
-    from blackroad.router import effects as fx
     from blackroad.runtime.objects import ObjectStore
 
 LABELS_MAX = 4_096
@@ -65,6 +65,39 @@ class Running:
 
     def launch(self, start: fx.Start) -> None:
         """Hand an attempt to the pool, with its code and work from wherever they are."""
+        run = self._run_of(start)
+        if run is None:
+            self._lost(start.key, "its code or input left the object store before it could start")
+            return
+        try:
+            for event in self._pool.launch(start.key, run):
+                self.on_event(event)
+        except BlackroadError as error:
+            task = task_text(start.key[0], start.task)
+            self._log.error("task.unstarted", task=task, error=error.message, hint=error.hint)
+            self._lost(start.key, error.message)
+
+    def perform(self, effect: fx.HandAhead | fx.TakeBack | fx.Divide | fx.Kill | fx.Extend) -> None:
+        """Do what is asked about an attempt that was launched, or lies ready to be."""
+        pool, events = self._pool, []
+        match effect:
+            case fx.HandAhead():
+                run = self._run_of(effect.start)
+                if run is not None:
+                    pool.hand_ahead(effect.start.key, run, effect.after)
+            case fx.TakeBack():
+                events = pool.withdraw(effect.key)
+            case fx.Divide():
+                events = pool.divide(effect.key)
+            case fx.Kill():
+                pool.kill(effect.key, effect.why)
+            case fx.Extend():
+                pool.extend(effect.key, effect.deadline_ms)
+        for event in events:
+            self.on_event(event)
+
+    def _run_of(self, start: fx.Start) -> tasks.Run | None:
+        """What the pool has to know, None where something of it is not here any more."""
         code_digest = b""
         code_path: str | None = ""
         if start.code is not None:
@@ -78,14 +111,12 @@ class Running:
             work_path = self._store.path(work.digest)
             work = b""
         if code_path is None or work_path is None:
-            text = "its code or input left the object store before it could start"
-            self._lost(start.key, text)
-            return
+            return None
         environment = self.found_environment
         if start.devices:
             devices = ",".join(map(str, start.devices))
             environment = {**environment, "BLACKROAD_DEVICES": devices}
-        run = tasks.Run(
+        return tasks.Run(
             task=start.task,
             token=(start.key[1].inc, start.key[1].serial),
             attempt=start.attempt,
@@ -98,21 +129,6 @@ class Running:
             deadline_ms=start.deadline_ms,
             more=start.more,
         )
-        try:
-            self._pool.launch(start.key, run)
-        except BlackroadError as error:
-            task = task_text(start.key[0], start.task)
-            self._log.error("task.unstarted", task=task, error=error.message, hint=error.hint)
-            self._lost(start.key, error.message)
-
-    def divide(self, key: fx.Key) -> None:
-        """Take back from a bundle what has not begun."""
-        for event in self._pool.divide(key):
-            self.on_event(event)
-
-    def kill(self, key: fx.Key, why: str) -> None:
-        """End an attempt with everything it started."""
-        self._pool.kill(key, why)
 
     def dropped(self, digest: bytes) -> None:
         """An object left the store."""
@@ -136,6 +152,8 @@ class Running:
                 self._ended(event.key, status, b"", facts, event.before)
             case tasks.Apart():
                 self._emit(Split(_key(event.key), event.before))
+            case tasks.Returned():
+                self._emit(Returned(_key(event.key)))
             case tasks.Gone():
                 if event.why == "deadline":
                     # The fork server held the lease while this loop did not.

@@ -75,6 +75,25 @@ class Start(Effect, frozen=True, gc=False):
     more: tuple[Small, ...] = ()
 
 
+class HandAhead(Effect, frozen=True, gc=False):
+    """Give an attempt to the process of another one, to begin there as soon as that one ended.
+
+    No more than a hint: Start follows in any case, or TakeBack does.
+    """
+
+    start: Start
+    after: Key
+
+
+class TakeBack(Effect, frozen=True, gc=False):
+    """Have what was handed ahead not begin any more, and report that it is returned.
+
+    Nothing is reported where it has begun: the end of the one before it is, anyway.
+    """
+
+    key: Key
+
+
 class Divide(Effect, frozen=True, gc=False):
     """Take back from a running bundle what has not begun, and report what is done."""
 

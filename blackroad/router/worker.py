@@ -7,46 +7,46 @@ nor how a process is started or killed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from blackroad.bus.messages import (
-    AttemptState,
     Divided,
     Early,
     Facts,
     Grant,
     GrantFlag,
-    Listed,
     Outcome,
     OutcomeAck,
     Reason,
     Recall,
     Ref,
     Refused,
-    Renew,
     Renewed,
     Status,
     Supply,
 )
 from blackroad.errors import RemoteProtocolError, invariant
 from blackroad.limits import (
+    AHEAD_LATE_MS,
     BUNDLE_LATE_MS,
     FOREVER_MS,
     FORGET_STEP,
     KILL_GUARD_MS,
     LEASE_MS,
-    RENEW_MS,
-    RENEW_TOKENS_MAX,
     TOMBSTONE_LEASES,
     TOMBSTONES_MAX,
     WAITING_BYTES_MAX,
     WAITING_PER_SLOT_MAX,
 )
 from blackroad.requirements import Ledger, fits, from_wire
-from blackroad.router.effects import Divide, Extend, Kill, Outbox, Start
+from blackroad.router import ahead
+from blackroad.router.bundles import may_bundle
+from blackroad.router.effects import Divide, Extend, Kill, Outbox
 from blackroad.router.objects import Pins, Pulls
+from blackroad.router.renewing import Renewing
 from blackroad.router.spool import Spool
-from blackroad.router.works import Correspondent, Crowd, State, Tombstone, Work
+from blackroad.router.works import Crowd, State, Tombstone, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,12 +63,6 @@ _EXCLUSIVE = int(GrantFlag.EXCLUSIVE)
 _DURABLE = int(GrantFlag.DURABLE)
 
 
-_LISTED = {
-    State.WAITING: AttemptState.WAITING,
-    State.HELD: AttemptState.HELD,
-    State.RUNNING: AttemptState.RUNNING,
-    State.ENDING: AttemptState.RUNNING,
-}
 _WHY_STATUS = {
     "stop": Status.STOPPED,
     "leave": Status.STOPPED,
@@ -91,11 +85,13 @@ class Worker:
         # No room on disk: what must be flushed or fetched cannot be promised.
         self.full = False
         self.works: dict[Key, Work] = {}
-        self.waiting: dict[Key, Work] = {}
+        self.waiting: OrderedDict[Key, Work] = OrderedDict()
+        # Of those in state WAITING, what lies with a process already; it is not in `waiting`.
+        self.handed: dict[Key, Work] = {}
         self.tombstones: dict[Key, Tombstone] = {}
         # Of each owner: no unknown token up to this one ever starts.
         self.floors: dict[bytes, Token] = {}
-        self.owners: dict[bytes, Correspondent] = {}
+        self.renewing = Renewing(inc, out)
         self._crowds: dict[tuple[bytes, int], Crowd] = {}
         self.running = 0
         self.held = 0
@@ -109,9 +105,8 @@ class Worker:
         self._pins = Pins(out)
         self.spool = Spool(out, self._pins, self._settled)
         self._pulls: Pulls[Work] = Pulls(out)
-        # No deadline and no Renew is due before these.
+        # No deadline is over before this.
         self._check_ms = FOREVER_MS
-        self._renew_ms = FOREVER_MS
         self.ledger = self._new_ledger(caps)
 
     def _new_ledger(self, caps: Capabilities) -> Ledger:
@@ -151,7 +146,7 @@ class Worker:
         """The newest Grant of a class says how many of it may run."""
         crowd = self._crowds.get((owner, grant.cls))
         if crowd is None:
-            crowd = Crowd()
+            crowd = Crowd(may_bundle(grant.spec))
         crowd.share = grant.share
         return crowd
 
@@ -200,7 +195,7 @@ class Worker:
                 self._keep(work, State.HELD)
                 self.held += 1
                 self._ask_for_objects(work)
-                self._renew_now(work.key[0], now_ms)
+                self.renewing.tell(work.key[0], now_ms)
                 return
         elif not self.waiting and not work.crowd.full() and self._reserve(work):
             self._keep(work, State.RUNNING)
@@ -210,7 +205,7 @@ class Worker:
             self._begin(work, now_ms)
             return
         elif (
-            len(self.waiting) < WAITING_PER_SLOT_MAX * self.slots
+            self.queued < WAITING_PER_SLOT_MAX * self.slots
             and self._waiting_bytes + work.bytes <= WAITING_BYTES_MAX
         ):
             self._keep(work, State.WAITING)
@@ -233,25 +228,16 @@ class Worker:
             work.state = State.RUNNING
             self._begin(work, now_ms)
         else:
-            self._renew_now(work.key[0], now_ms)
+            self.renewing.tell(work.key[0], now_ms)
 
     def _keep(self, work: Work, state: State) -> None:
         work.state = state
         self.works[work.key] = work
-        node = work.key[0]
-        owner = self.owners.get(node)
-        if owner is None:
-            owner = self.owners[node] = Correspondent()
-        owner.live[work.key] = work
-        grant = work.grant
+        self.renewing.keep(work)
         crowd = work.crowd
         if not crowd.live:
-            self._crowds[node, grant.cls] = crowd
+            self._crowds[work.key[0], work.grant.cls] = crowd
         crowd.live += 1
-        due_ms = grant.echo_ms + min(RENEW_MS, grant.lease_ms // 4)
-        if due_ms < owner.due_ms:
-            owner.due_ms = due_ms
-            self._renew_ms = min(self._renew_ms, due_ms)
         self._check_ms = min(self._check_ms, work.deadline_ms)
 
     # --- room, start, end -------------------------------------------------------------------------
@@ -272,9 +258,12 @@ class Worker:
 
     def _begin(self, work: Work, now_ms: int) -> None:
         """Start the process of a running attempt, once all it needs is here."""
-        lease = work.lease
-        if work.missing or work.begun or lease is None or now_ms >= work.deadline_ms:
+        if work.missing or work.begun or work.lease is None or now_ms >= work.deadline_ms:
             return
+        self._begun(work, now_ms)
+
+    def _begun(self, work: Work, now_ms: int) -> None:
+        """From now on there is a process."""
         work.begun = True
         work.started_ms = now_ms
         grant = work.grant
@@ -282,24 +271,12 @@ class Worker:
             self._check_ms = min(self._check_ms, now_ms + grant.spec.timeout_ms)
         if grant.more:
             self._check_ms = min(self._check_ms, now_ms + BUNDLE_LATE_MS)
-        devices = tuple(index for index, _ in lease.gpus) if lease.gpus else ()
-        self._out.add(
-            Start(
-                work.key,
-                grant.task,
-                grant.spec,
-                grant.code,
-                grant.work,
-                grant.attempt,
-                devices,
-                work.deadline_ms,
-                grant.more,
-            )
-        )
+        self._out.add(ahead.start_of(work))
+        ahead.opened(work)
 
     def _start_waiting(self, now_ms: int) -> None:
         """Start what waits, oldest first; what needs more than is free does not stop the rest."""
-        if not self.waiting or self._exclusive is not None:
+        if not self.queued or self._exclusive is not None:
             return
         started = []
         for key, work in self.waiting.items():
@@ -317,12 +294,79 @@ class Worker:
                 break
         for key in started:
             self._waiting_bytes -= self.waiting.pop(key).bytes
+        self._call_back()
+        self._hand_ahead(now_ms)
+
+    # --- handing ahead ----------------------------------------------------------------------------
+
+    def _hand_ahead(self, now_ms: int) -> None:
+        """Give what starts next to the processes that come free next: R-ahead-1."""
+        waiting = self.waiting
+        while waiting:
+            key = next(iter(waiting))
+            work = waiting[key]
+            leader = ahead.leader_of(work, now_ms)
+            if leader is None:
+                return
+            del waiting[key]
+            self.handed[key] = work
+            ahead.hand(work, leader, self._out, now_ms)
+            self._check_ms = min(self._check_ms, now_ms + AHEAD_LATE_MS)
+
+    def _call_back(self) -> None:
+        """Nothing lies with a busy process while there is a free place: R-ahead-4."""
+        if not self.handed or self.ledger.exhausted:
+            return
+        places: dict[Ask, int] = {}
+        for work in self.handed.values():
+            if work.crowd.full():
+                continue
+            left = places.get(work.ask)
+            if left is None:
+                left = self.ledger.room_for(work.ask)
+            if left:
+                ahead.ask_back(work, self._out)
+                left -= 1
+            places[work.ask] = left
+
+    def on_returned(self, key: Key, now_ms: int) -> None:
+        """What was handed ahead has not begun, and will not where it lay."""
+        work = self.handed.pop(key, None)
+        if work is None:
+            return
+        leader = ahead.parted(work)
+        if leader is not None and leader.state is State.RUNNING:
+            ahead.opened(leader)
+        self.waiting[key] = work
+        self.waiting.move_to_end(key, last=False)
+        if work.reason is not None:
+            self._drop(work, work.reason, now_ms)
+        self._start_waiting(now_ms)
+
+    def _succeed(self, work: Work, now_ms: int) -> None:
+        """The one before it is over: it takes that place, and may have begun there: R-ahead-3."""
+        del self.handed[work.key]
+        ahead.parted(work)
+        invariant(self._reserve(work), "no room for what follows in a place that came free")
+        self._waiting_bytes -= work.bytes
+        work.state = State.RUNNING
+        self.running += 1
+        work.crowd.running += 1
+        self._check_ms = min(self._check_ms, work.deadline_ms)
+        self._begun(work, now_ms)
+        if work.stop:
+            self._kill(work, work.stop, now_ms)
+        elif work.reason is Reason.RECALLED and work.grant.more:
+            self._out.add(Divide(work.key))
+
+    # --- ends -------------------------------------------------------------------------------------
 
     def _release(self, work: Work) -> None:
         """Give back what the attempt held; it is no longer live."""
         key = work.key
         del self.works[key]
         crowd = work.crowd
+        crowd.open.pop(key, None)
         crowd.live -= 1
         if not crowd.live:
             del self._crowds[key[0], work.grant.cls]
@@ -331,10 +375,7 @@ class Worker:
             work.lease = None
         if self._exclusive == key:
             self._exclusive = None
-        owner = self.owners[key[0]]
-        del owner.live[key]
-        if not owner.live:
-            owner.due_ms = FOREVER_MS
+        self.renewing.release(work)
         for part in (work.grant.code, work.grant.work):
             if isinstance(part, Ref):
                 self._pins.unpin(part.digest)
@@ -358,7 +399,11 @@ class Worker:
         work.crowd.running -= 1
         self.done += 1 + len(before)
         last = work.task_at(len(before))
+        if status is Status.DONE:
+            ahead.learn(work, facts, before)
         self._end(work, Outcome(key[1], last, self.inc, status, result, facts, before), now_ms)
+        if work.follower is not None:
+            self._succeed(work.follower, now_ms)
         self._start_waiting(now_ms)
 
     def on_split(self, key: Key, before: tuple[Early, ...], now_ms: int) -> None:
@@ -378,13 +423,18 @@ class Worker:
         if work.state is not State.RUNNING:
             return
         work.state, work.why = State.ENDING, why
+        work.crowd.open.pop(work.key, None)
         if work.begun:
             self._out.add(Kill(work.key, why))
         else:
             self.on_gone(work.key, now_ms)
 
     def _drop(self, work: Work, reason: Reason, now_ms: int) -> None:
-        """Give back an attempt that never started."""
+        """Give back an attempt that never started; of one handed ahead that has to be asked."""
+        if work.after is not None:
+            work.reason = reason
+            ahead.ask_back(work, self._out)
+            return
         self._unlist(work)
         self._release(work)
         self._bury(work.key, reason, now_ms)
@@ -425,6 +475,8 @@ class Worker:
                 self._bury(key, Reason.RECALLED, now_ms)
                 self._refuse(key, Reason.RECALLED, now_ms)
         elif work.state in (State.WAITING, State.HELD):
+            if recall.stop:
+                work.stop = "stop"
             self._drop(work, Reason.RECALLED, now_ms)
             self._start_waiting(now_ms)
         elif recall.stop:
@@ -434,31 +486,24 @@ class Worker:
 
     def on_renewed(self, owner: bytes, renewed: Renewed, now_ms: int) -> None:
         """Move the deadlines of what that very Renew listed and the owner did not refuse."""
-        correspondent = self.owners.get(owner)
-        if renewed.inc != self.inc or correspondent is None:
-            return
-        listed = next((t for stamp, t in correspondent.lists if stamp == renewed.stamp_ms), None)
-        if listed is None:
-            return
         refused = frozenset(renewed.refused)
-        for key, work in list(correspondent.live.items()):
-            token = key[1]
-            if token not in listed:
-                continue
-            if token in refused:
+        # Newest first: what was handed ahead is to have no sooner deadline than the one before it.
+        for work in self.renewing.confirmed(owner, renewed):
+            if work.key[1] in refused:
                 self._owner_refuses(work, now_ms)
             elif now_ms < work.deadline_ms:
                 deadline_ms = renewed.stamp_ms + work.grant.lease_ms - KILL_GUARD_MS
                 if deadline_ms > work.deadline_ms:
                     work.deadline_ms = deadline_ms
-                    if work.begun:
-                        self._out.add(Extend(key, deadline_ms))
+                    if work.begun or work.after is not None:
+                        self._out.add(Extend(work.key, deadline_ms))
         self._start_waiting(now_ms)
 
     def _owner_refuses(self, work: Work, now_ms: int) -> None:
         if work.state is State.RUNNING:
             self._kill(work, "stop", now_ms)
         elif work.state in (State.WAITING, State.HELD):
+            work.stop = "stop"
             self._drop(work, Reason.RECALLED, now_ms)
 
     def on_outcome_ack(self, owner: bytes, ack: OutcomeAck, now_ms: int) -> None:
@@ -476,6 +521,7 @@ class Worker:
     def leave(self, now_ms: int) -> None:
         """End what runs, nobody having asked for it but this node's own keeper: R-life-8."""
         for work in list(self.works.values()):
+            work.stop = "leave"
             self._kill(work, "leave", now_ms)
 
     # --- objects ----------------------------------------------------------------------------------
@@ -522,8 +568,7 @@ class Worker:
         if now_ms >= self._check_ms:
             self._check(now_ms)
         self.spool.tick(now_ms)
-        if now_ms >= self._renew_ms:
-            self._renew_due(now_ms)
+        self.renewing.tick(now_ms)
         horizon_ms = now_ms - TOMBSTONE_LEASES * LEASE_MS
         for _ in range(FORGET_STEP):
             key = next(iter(self.tombstones), None)
@@ -547,6 +592,8 @@ class Worker:
             elif work.state is not State.ENDING and now_ms >= work.deadline_ms:
                 self._drop(work, Reason.LAPSED, now_ms)
                 dropped = True
+            elif work.after is not None and now_ms - work.handed_ms >= AHEAD_LATE_MS:
+                ahead.ask_back(work, self._out)
         if dropped:
             self._start_waiting(now_ms)
         self._check_ms = self._soonest_ms()
@@ -554,9 +601,11 @@ class Worker:
     def _soonest_ms(self) -> int:
         soonest = FOREVER_MS
         for work in self.works.values():
-            if work.state is State.ENDING:
+            if work.state is State.ENDING or work.reason is not None:
                 continue
             soonest = min(soonest, work.deadline_ms)
+            if work.after is not None and not work.asked_back:
+                soonest = min(soonest, work.handed_ms + AHEAD_LATE_MS)
             timeout_ms = work.grant.spec.timeout_ms
             if timeout_ms and work.begun:
                 soonest = min(soonest, work.started_ms + timeout_ms)
@@ -566,39 +615,9 @@ class Worker:
 
     def next_deadline_ms(self) -> int:
         """When `tick` may next have something to do."""
-        return min(self._check_ms, self._renew_ms, self.spool.due_ms)
+        return min(self._check_ms, self.renewing.due_ms, self.spool.due_ms)
 
-    # --- Renew, Refused, tombstones ---------------------------------------------------------------
-
-    def _renew_due(self, now_ms: int) -> None:
-        for node, owner in self.owners.items():
-            if owner.due_ms <= now_ms:
-                self._renew_now(node, now_ms)
-        self._renew_ms = min((one.due_ms for one in self.owners.values()), default=FOREVER_MS)
-
-    def _renew_now(self, node: bytes, now_ms: int) -> None:
-        """List the live attempts of one owner at this stamp; what is too much comes next."""
-        owner = self.owners[node]
-        if owner.lists and owner.lists[-1][0] >= now_ms:
-            # The answer to a shorter list must not confirm what only a longer one names.
-            owner.due_ms = owner.lists[-1][0] + 1
-            self._renew_ms = min(self._renew_ms, owner.due_ms)
-            return
-        keys = [key for key in owner.rest if key in owner.live] or list(owner.live)
-        owner.rest = keys[RENEW_TOKENS_MAX:]
-        listed = []
-        every_ms = RENEW_MS
-        for key in keys[:RENEW_TOKENS_MAX]:
-            work = owner.live[key]
-            listed.append(Listed(key[1], _LISTED[work.state]))
-            every_ms = min(every_ms, work.grant.lease_ms // 4)
-        if not listed:
-            owner.due_ms = FOREVER_MS
-            return
-        owner.due_ms = now_ms + (1 if owner.rest else every_ms)
-        self._renew_ms = min(self._renew_ms, owner.due_ms)
-        owner.lists.append((now_ms, frozenset(one.token for one in listed)))
-        self._out.send(node, Renew(self.inc, now_ms, tuple(listed)))
+    # --- Refused, tombstones ----------------------------------------------------------------------
 
     def _refuse(self, key: Key, reason: Reason, now_ms: int) -> None:
         self.counters[reason.name] = self.counters.get(reason.name, 0) + 1
@@ -620,6 +639,11 @@ class Worker:
 
     # --- questions --------------------------------------------------------------------------------
 
+    @property
+    def queued(self) -> int:
+        """How many are accepted and not known to have started."""
+        return len(self.waiting) + len(self.handed)
+
     def supply(self) -> Supply:
         """The ledger as Heartbeats tell it."""
         totals, free = self.ledger.totals, self.ledger.free()
@@ -630,14 +654,14 @@ class Worker:
             free_cpu_units=free.cpu_units,
             free_memory_bytes=free.memory_bytes,
             running=self.running + self.held,
-            waiting=len(self.waiting),
+            waiting=self.queued,
             draining=self.draining,
             done=self.done,
         )
 
     def room_for(self, ask: Ask) -> int:
         """How many more attempts of this ask could start here now."""
-        if self.draining or self._exclusive is not None or self.waiting:
+        if self.draining or self._exclusive is not None or self.queued:
             return 0
         return self.ledger.room_for(ask)
 
@@ -646,21 +670,31 @@ class Worker:
         self.ledger.check()
         works = self.works.values()
         states = [work.state for work in works]
+        crowds = self._crowds.values()
         out = sum(1 for work in works if work.lease is not None)
         invariant(out == self.ledger.leases(), "leases and ledger differ")
-        invariant(states.count(State.WAITING) == len(self.waiting), "waiting queue differs")
+        invariant(states.count(State.WAITING) == self.queued, "waiting queue differs")
+        follows = [work for work in works if work.after is not None]
+        invariant(len(follows) == len(self.handed), "what is handed ahead differs")
+        invariant(all(one.after.follower is one for one in follows if one.after), "wrong follower")
+        ready = [one for crowd in crowds for one in crowd.open.values()]
+        invariant(all(one.state is State.RUNNING for one in ready), "what is over may be followed")
+        invariant(all(self.works.get(one.key) is one for one in ready), "followed beyond its end")
         invariant(states.count(State.HELD) == self.held, "held count differs")
         busy = states.count(State.RUNNING) + states.count(State.ENDING)
         invariant(busy == self.running, "running count differs")
-        crowds = self._crowds.values()
         invariant(sum(crowd.running for crowd in crowds) == busy, "running by class differs")
         invariant(len(self.tombstones) <= TOMBSTONES_MAX, "too many tombstones")
         invariant(
-            sum(len(owner.live) for owner in self.owners.values()) == len(works),
+            self.renewing.live() == len(works),
             "live count differs",
         )
         invariant(not any(key in self.spool for key in self.works), "live and ended at once")
         invariant(
-            all(self._check_ms <= work.deadline_ms for work in works if work.state != State.ENDING),
+            all(
+                self._check_ms <= work.deadline_ms
+                for work in works
+                if work.state is not State.ENDING and work.reason is None
+            ),
             "a deadline would be missed",
         )

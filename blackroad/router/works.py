@@ -31,17 +31,23 @@ class Work:
     """One attempt that this worker has accepted and that has not ended."""
 
     __slots__ = (
+        "after",
         "ask",
+        "asked_back",
         "begun",
         "bytes",
         "crowd",
         "deadline_ms",
+        "follower",
         "grant",
+        "handed_ms",
         "key",
         "lease",
         "missing",
+        "reason",
         "started_ms",
         "state",
+        "stop",
         "whole",
         "why",
     )
@@ -64,6 +70,14 @@ class Work:
         self.begun = False
         self.started_ms = 0
         self.why = ""
+        # Handed ahead to the process of a running one, which it follows: only that process knows
+        # whether it has begun.  `reason` is why it shall be dropped, `stop` why ended if it has.
+        self.after: Work | None = None
+        self.follower: Work | None = None
+        self.handed_ms = 0
+        self.asked_back = False
+        self.reason: Reason | None = None
+        self.stop = ""
 
     def task_at(self, position: int) -> bytes:
         """The task at that place of the bundle."""
@@ -78,16 +92,25 @@ class Crowd:
     first place that is free, which may be another owner's.
     """
 
-    __slots__ = ("live", "running", "share")
+    __slots__ = ("live", "may_follow", "open", "quick", "running", "share")
 
-    def __init__(self) -> None:
+    def __init__(self, may_follow: bool = False) -> None:
         self.live = 0
         self.running = 0
         self.share = 0
+        # May one of it be handed ahead?  And did the last one take so little that it pays?
+        self.may_follow = may_follow
+        self.quick = False
+        # Those that run and have nobody to follow them, the one that began first in front.
+        self.open: dict[Key, Work] = {}
 
     def full(self) -> bool:
         """May no further one start now?"""
         return 0 < self.share <= self.running
+
+    def over(self) -> bool:
+        """Do more run than may, so that nothing takes the place of one that ends?"""
+        return 0 < self.share < self.running
 
 
 class Tombstone:

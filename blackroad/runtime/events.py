@@ -36,6 +36,16 @@ class Run(Struct, frozen=True):
     # A bundle: the tasks that run after it, with the same code.
     more: Sequence[Small] = ()
 
+    @property
+    def inline_bytes(self) -> int:
+        """How much of it travels in one packet, but for names."""
+        return len(self.work) + len(self.code) + sum([len(one.work) for one in self.more])
+
+    @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """What the environment of its process has to be."""
+        return tuple(sorted(self.environment.items())) if self.environment else ()
+
 
 class Finished(Struct, frozen=True):
     """The task ran to its end; a large result stands in the file `path`, not in `result`.
@@ -85,6 +95,12 @@ class Apart(Struct, frozen=True):
     before: tuple[Early, ...]
 
 
+class Returned(Struct, frozen=True):
+    """What was handed ahead was taken back: it has not begun, and will not."""
+
+    key: Hashable
+
+
 class Output(Struct, frozen=True):
     """What a task printed; stream 1 or 2, as the descriptors are numbered.
 
@@ -109,7 +125,7 @@ class Problem(Struct, frozen=True):
     error: EnvironmentProblem
 
 
-PoolEvent = Finished | Crashed | Gone | Apart | Output | Clean | Problem
+PoolEvent = Finished | Crashed | Gone | Apart | Returned | Output | Clean | Problem
 
 
 def crash(key: Hashable, status: int, before: tuple[Early, ...] = ()) -> Crashed:

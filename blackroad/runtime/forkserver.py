@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from blackroad.runtime import cgroups, processes, task_process, wire
+from blackroad.runtime.tray import TRAYS
 
 if TYPE_CHECKING:
     from types import FrameType
 
 DEADLINE_CHECK_MS: Final = 500  # how late a deadline may be noticed that was set while asleep
+ENDS: Final = 4 + TRAYS  # descriptors of a task process: channel, two pipes, memory, claims
 SETTLE_MS_MIN: Final = 2  # first wait before orphans are looked for again
 SETTLE_MS_MAX: Final = 200
 SWEEP_MS: Final = 50
@@ -149,7 +151,7 @@ class ForkServer:
     def _serve(self) -> None:
         while True:
             try:
-                message, fds, _, _ = socket.recv_fds(self._control, wire.PACKET_BYTES_MAX, 5)
+                message, fds, _, _ = socket.recv_fds(self._control, wire.PACKET_BYTES_MAX, ENDS)
             except BlockingIOError:
                 return
             except OSError:
@@ -196,7 +198,9 @@ class ForkServer:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ.update(spawn.environment)
-            task_process.main(task_process.Ends(*fds), spawn.process, self._task_setup)
+            channel, output, errors, memory, *claims = fds
+            ends = task_process.Ends(channel, output, errors, memory, tuple(claims))
+            task_process.main(ends, spawn.process, self._task_setup)
         except BaseException:
             # Goes to the task's own error output, or before that is in place, to the daemon.
             traceback.print_exc()

@@ -7,20 +7,16 @@ opens what the work or the result holds.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
-import secrets
-import signal
-from collections import deque
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from blackroad.bus.messages import Early
 from blackroad.errors import (
     Busy,
     DiskProblem,
@@ -30,7 +26,7 @@ from blackroad.errors import (
 )
 from blackroad.limits import EXIT_FACTS_BYTES_MAX, KIB, MIB
 from blackroad.runtime import wire
-from blackroad.runtime.child import Child, channels
+from blackroad.runtime.child import Ahead, Child, channels, ending, packet_of
 from blackroad.runtime.events import (
     Apart,
     Clean,
@@ -40,10 +36,10 @@ from blackroad.runtime.events import (
     Output,
     PoolEvent,
     Problem,
+    Returned,
     Run,
-    crash,
 )
-from blackroad.runtime.link import ServerLink
+from blackroad.runtime.serving import Reader, Serving
 
 __all__ = [
     "Apart",
@@ -55,6 +51,7 @@ __all__ = [
     "Pool",
     "PoolEvent",
     "Problem",
+    "Returned",
     "Run",
     "base_environment",
 ]
@@ -62,17 +59,12 @@ __all__ = [
 PRELOAD: Final = ("numpy.random", "msgpack", "cloudpickle", "blackroad.kernels.registry")
 OUTPUT_READ_BYTES: Final = 64 * 1024  # what one read takes out of a pipe
 OUTPUT_DRAIN_BYTES: Final = 1 * MIB  # and what the end of a task may add
-RESTARTS_FREE: Final = 3  # within RESTART_WINDOW_MS; after that the pool complains and slows down
-RESTART_WINDOW_MS: Final = 60_000
-RESTART_PAUSE_MS: Final = 5_000
 # What belongs to the daemon alone: its settings, and what systemd told it.
 _PRIVATE: Final = ("BLACKROAD_", "LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
 
 
 _FACTS_FEW: Final = 4  # each is bounded where it is made, so few of them need no measuring
 _HEAD_BYTES: Final = 8 * KIB  # names, ids and paths beside the work
-
-_Reader = Callable[[], list[PoolEvent]]
 
 
 def base_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -106,27 +98,20 @@ class Pool:
         self.version = 0
         self._objects_dir = Path(objects_dir).resolve()
         self._incoming = self._objects_dir / "incoming"
-        self._environment = dict(environment)
-        self._preload = list(preload)
         self._idle_ms = idle_ms
         self._keep = keep
-        self._cwd = cwd
-        self._cgroup = str(cgroup) if cgroup is not None else ""
-        name = os.fsencode(self._objects_dir)
-        self._name = hashlib.blake2b(name, digest_size=8).hexdigest()
-        self._generation = ""
-        self._server: ServerLink | None = None
         self._closed = False
-        self._readers: dict[int, _Reader] = {}
+        self._readers: dict[int, Reader] = {}
         self._processes: dict[int, Child] = {}
         self._running: dict[Hashable, Child] = {}
+        # What was handed ahead and has not become what its process runs, as far as is known here.
+        self._ahead: dict[Hashable, Child] = {}
+        # What was, has become that, and was not launched yet: with what is to be told of it then.
+        self._untold: dict[Hashable, list[PoolEvent]] = {}
         self._idle: dict[tuple[tuple[str, str], ...], list[Child]] = {}
         self._lost: list[Child] = []
-        self._requests: deque[tuple[bytes, Child | None]] = deque()
         self._number = 0
         self._slots = list(range(wire.PROCESSES_MAX - 1, -1, -1))
-        self._restarts_ms: list[int] = []
-        self._restart_due_ms: int | None = None
         self._now_ms = 0
         self._events: list[PoolEvent] = []
         self._buffer = bytearray(wire.PACKET_BYTES_MAX)
@@ -137,6 +122,12 @@ class Pool:
         os.truncate(self._table_fd, 8 * wire.PROCESSES_MAX)
         self._table = mmap.mmap(self._table_fd, 8 * wire.PROCESSES_MAX)
         self._deadlines = memoryview(self._table).cast("Q")
+        group = str(cgroup) if cgroup is not None else ""
+        self._serving = serving = Serving(
+            self._objects_dir, dict(environment), preload, self._table_fd, cwd, group
+        )
+        serving.watch, serving.forget, serving.later = self._watch, self._forget, self._later
+        serving.reported, serving.lost = self._reported, self._server_lost
 
     # --- for the daemon -------------------------------------------------------------------------
 
@@ -152,7 +143,7 @@ class Pool:
                 f"cannot make `{self._incoming}`: {error.strerror}",
                 hint="free some space, or change `state_dir`",
             ) from None
-        self._start_server()
+        self._serving.start()
 
     def prefork(self, count: int) -> None:
         """Have that many processes before there are tasks, so that the first ones wait for none."""
@@ -165,45 +156,111 @@ class Pool:
         """All descriptors to poll for reading; `version` grows when they have changed."""
         return self._readers.keys()
 
-    def launch(self, key: Hashable, run: Run) -> None:
-        """Run a task in an idle task process, or in a new one.
+    def launch(self, key: Hashable, run: Run) -> list[PoolEvent]:
+        """Run a task in an idle task process, or in a new one; return what is known of it already.
+
+        What was handed ahead goes on where it lies, and may have ended.
 
         Raises  LocalProtocolError where the inline parts are too large, Busy where no further
                 process can be made.
         """
+        untold = self._untold.pop(key, None)
+        if untold is not None:
+            process = self._running.get(key)
+            if process is not None and not process.doomed:
+                self._deadlines[process.slot] = run.deadline_ms
+            return untold
         invariant(key is not None and key not in self._running, "a key runs twice", key)
         invariant(not self._closed, "launch on a closed pool")
-        size = len(run.work) + len(run.code) + sum([len(one.work) for one in run.more])
-        if size > wire.PACKET_BYTES_MAX - _HEAD_BYTES:
+        ahead = self._ahead.get(key)
+        # Where it lies nothing came free: so it begins elsewhere.
+        invariant(ahead is None or self._take_back(ahead), "launched where it does not run", key)
+        if run.inline_bytes > wire.PACKET_BYTES_MAX - _HEAD_BYTES:
             raise LocalProtocolError("too much inline work or code: give it as a file")
-        environment = tuple(sorted(run.environment.items())) if run.environment else ()
+        environment = run.kind
         while stack := self._idle.get(environment):
             process = stack.pop()
             if self._send(process, key, run):
-                return
+                return []
             self._doom(process)
         process = self._fork(environment)
         if not self._send(process, key, run):
             self._doom(process)
             raise EnvironmentProblem("a new task process closed its channel at once")
+        return []
+
+    def hand_ahead(self, key: Hashable, run: Run, after: Hashable) -> None:
+        """Give a task to the process of a running one, which begins it as soon as that has ended.
+
+        `launch` has to follow once that one's end was told, or `withdraw`.  What cannot be handed
+        ahead is not, and then `launch` starts it as any other.
+        """
+        process = self._running.get(after)
+        if process is None or process.doomed or process.finished is not None or process.stale:
+            return
+        lasts = 0 < self._deadlines[process.slot] <= run.deadline_ms
+        taken = process.ahead is not None or after in self._untold
+        if taken or not lasts or process.environment != run.kind:
+            return
+        if run.code_digest and run.code_digest not in process.known:
+            return
+        if run.inline_bytes <= wire.PACKET_BYTES_MAX - _HEAD_BYTES:
+            self._send_ahead(process, key, run)
+
+    def withdraw(self, key: Hashable) -> list[PoolEvent]:
+        """Have what was handed ahead not begin; the answer is Returned, unless it has begun."""
+        process = self._ahead.get(key)
+        if process is not None:
+            return [Returned(key)] if self._take_back(process) else []
+        process = self._running.get(key)
+        if process is None:
+            return [] if key in self._untold else [Returned(key)]
+        if key not in self._untold or process.doomed or not process.draw_back():
+            return []
+        del self._untold[key]
+        self._vacate(process)
+        return [Returned(key)]
 
     def read(self, fd: int) -> list[PoolEvent]:
         """Take in what one readable descriptor holds; never waits."""
         reader = self._readers.get(fd)
-        return reader() if reader is not None else []
+        events = reader() if reader is not None else []
+        return self._told(events) if self._untold else events
+
+    def _told(self, events: list[PoolEvent]) -> list[PoolEvent]:
+        """Keep what is of tasks that were not launched yet until they are."""
+        kept: list[PoolEvent] = []
+        for event in events:
+            key = None if isinstance(event, Clean | Problem) else event.key
+            (kept if key is None else self._untold.get(key, kept)).append(event)
+        return kept
 
     def kill(self, key: Hashable, why: str) -> None:
         """Kill a task with everything it started; unknown keys have ended already."""
         process = self._running.get(key)
         if process is None or process.why is not None:
             return
+        if not self._take_back(process):
+            # It has ended, and its process is with the next one.
+            for event in self._read_channel(process):
+                self._later(event)
+            if process.key != key:
+                return
         process.why = why
         self._doom(process)
 
     def extend(self, key: Hashable, deadline_ms: int) -> None:
         """Move the deadline of a running task, on the boot-time clock; 0 for none."""
+        process = self._ahead.get(key)
+        if process is not None and process.ahead is not None:
+            process.ahead.deadline_ms = deadline_ms
+            return
         process = self._running.get(key)
-        if process is not None and not process.doomed:
+        if process is None or process.doomed:
+            return
+        ahead = process.ahead
+        # What follows must not run beyond its own deadline under that of the one before it.
+        if ahead is None or deadline_ms <= ahead.deadline_ms or self._take_back(process):
             self._deadlines[process.slot] = deadline_ms
 
     def divide(self, key: Hashable) -> list[PoolEvent]:
@@ -218,14 +275,7 @@ class Pool:
         self._now_ms = now_ms
         if self._closed:
             return
-        if self._restart_due_ms is not None and now_ms >= self._restart_due_ms:
-            self._restart_due_ms = None
-            try:
-                self._start_server()
-            except EnvironmentProblem as error:
-                self._later(Problem(error))
-                self._restart_due_ms = now_ms + RESTART_PAUSE_MS
-        self._flush()
+        self._serving.tick(now_ms)
         spare = sum(map(len, self._idle.values())) - self._keep
         for environment, stack in list(self._idle.items()):
             while spare > 0 and stack and now_ms - stack[0].idle_since_ms >= self._idle_ms:
@@ -242,8 +292,7 @@ class Pool:
         if self._closed:
             return
         self._closed = True
-        if self._server is not None:
-            self._server.close()
+        self._serving.close()
         for process in [*self._processes.values(), *self._lost]:
             self._close_process(process)
             self._remove_incoming(process)
@@ -252,8 +301,8 @@ class Pool:
         os.close(self._table_fd)
         os.close(self._wake)
         self._readers.clear()
-        self._processes.clear()
-        self._running.clear()
+        for books in (self._processes, self._running, self._ahead, self._untold):
+            books.clear()
         self.version += 1
 
     @property
@@ -269,7 +318,7 @@ class Pool:
     @property
     def server_pid(self) -> int:
         """The fork server's process id, 0 while there is none."""
-        return self._server.pid if self._server is not None else 0
+        return self._serving.pid
 
     # --- task processes -------------------------------------------------------------------------
 
@@ -279,20 +328,17 @@ class Pool:
                 f"{wire.PROCESSES_MAX} task processes are alive",
                 hint="some of them are still ending; try again",
             )
-        ours, pipes, theirs, mailbox = channels()
+        process = Child(self._number + 1, self._slots[-1], environment)
+        channels(process)
         self._number += 1
-        process = Child(self._number, self._slots.pop(), environment)
+        self._slots.pop()
         self._deadlines[process.slot] = 0
-        process.socket = ours
-        process.pipes = pipes
-        process.unsent = theirs
-        process.mailbox = mailbox
         self._processes[process.number] = process
-        self._readers[ours.fileno()] = lambda: self._read_channel(process)
-        self._readers[pipes[1]] = lambda: self._read_output(process, 1)
-        self._readers[pipes[2]] = lambda: self._read_output(process, 2)
-        self.version += 1
-        self._request(wire.Spawn(process.number, process.slot, dict(environment)), process)
+        self._watch(process.socket.fileno(), lambda: self._read_channel(process))
+        self._watch(process.pipes[1], lambda: self._read_output(process, 1))
+        self._watch(process.pipes[2], lambda: self._read_output(process, 2))
+        spawn = wire.Spawn(process.number, process.slot, dict(environment))
+        self._serving.request(spawn, process)
         return process
 
     def _send(self, process: Child, key: Hashable, run: Run, *, again: bool = False) -> bool:
@@ -304,22 +350,7 @@ class Pool:
         process.serial += 1
         process.mailbox.begin(1 + len(run.more))
         deadline_ms = self._deadlines[process.slot] if again else run.deadline_ms
-        packet = wire.encode(
-            (
-                process.serial,
-                run.task,
-                run.token,
-                run.attempt,
-                run.node,
-                run.work,
-                run.work_path,
-                run.code_digest,
-                code,
-                code_path,
-                deadline_ms,
-                run.more,
-            )
-        )
+        packet = packet_of(run, process.serial, process.tray, code, code_path, deadline_ms)
         # First the deadline, then the task: whatever stops this daemon in between, nothing runs
         # that the fork server does not watch.
         self._deadlines[process.slot] = deadline_ms
@@ -334,8 +365,40 @@ class Pool:
                 known.popitem(last=False)
         process.key = key
         process.run = run
+        process.current = process.serial
         self._running[key] = process
         return True
+
+    def _send_ahead(self, process: Child, key: Hashable, run: Run) -> None:
+        process.serial += 1
+        place = int(not process.tray)
+        process.mailboxes[place].begin(1 + len(run.more), ahead=True)
+        process.ahead = Ahead(key, run, process.serial)
+        self._ahead[key] = process
+        packet = packet_of(run, process.serial, place, b"", "", run.deadline_ms, ahead=True)
+        try:
+            process.socket.send(packet)
+        except OSError:
+            # Full, or dead: the claims go back, and it is as if nothing had been tried.
+            self._take_back(process)
+
+    def _take_back(self, process: Child) -> bool:
+        """Have what was handed ahead to a process not begin; False if it has."""
+        ahead = process.ahead
+        if ahead is None:
+            return True
+        if not process.take_back():
+            return False
+        del self._ahead[ahead.key]
+        return True
+
+    def _advance(self, process: Child, ahead: Ahead) -> None:
+        """A process goes on by itself with what it was handed ahead."""
+        del self._ahead[ahead.key]
+        process.advance(ahead)
+        self._running[ahead.key] = process
+        self._untold[ahead.key] = []
+        self._deadlines[process.slot] = ahead.deadline_ms
 
     def _read_channel(self, process: Child) -> list[PoolEvent]:
         try:
@@ -354,12 +417,16 @@ class Pool:
             done = wire.decode_done(self._view[:size])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._misbehaved(process)
-        if done.serial != process.serial or process.run is None or process.finished is not None:
+        if done.serial != process.current or process.run is None or process.finished is not None:
             return self._misbehaved(process)
         return self._done(process, process.run, done)
 
     def _done(self, process: Child, run: Run, done: wire.Done) -> list[PoolEvent]:
         flags = done.flags
+        if done.serial > process.stale:
+            process.stale = 0
+        if flags & ~wire.ORDINARY and not self._take_back(process):
+            return self._misbehaved(process)
         if flags & wire.CODE_MISSING:
             if process.doomed:
                 return []
@@ -375,7 +442,7 @@ class Pool:
             if done.before >= process.mailbox.tasks:
                 return self._misbehaved(process)
             process.mailbox.tasks = 1 + done.before
-        before = self._before(process)
+        before = process.before()
         if len(before) != done.before:
             return self._misbehaved(process)
         path = self._incoming_path(process) if flags & wire.IN_FILE else ""
@@ -398,12 +465,20 @@ class Pool:
 
     def _freed(self, process: Child, end: PoolEvent) -> PoolEvent:
         """The task ended by itself: its process is there for the next one."""
+        if process.ahead is not None:
+            del self._running[process.key]
+            self._advance(process, process.ahead)
+        else:
+            self._vacate(process)
+        return end
+
+    def _vacate(self, process: Child) -> None:
+        """It runs nothing, and is there for the next one."""
         del self._running[process.key]
         self._deadlines[process.slot] = 0
         process.key = process.run = None
         process.idle_since_ms = self._now_ms
         self._idle.setdefault(process.environment, []).append(process)
-        return end
 
     def _misbehaved(
         self, process: Child, fault: str = "the task wrote to a descriptor that is not its own"
@@ -424,11 +499,11 @@ class Pool:
         if process.unsent:
             # Never reached the fork server, so there is nothing to kill.
             process.run = None
-            self._requests = deque(item for item in self._requests if item[1] is not process)
+            self._serving.withdraw(process)
             for event in self._ended(process, wire.Ended(process.number, 0)):
                 self._later(event)
         elif process.number in self._processes:
-            self._request(wire.End(process.number), None)
+            self._serving.request(wire.End(process.number))
 
     def _ended(self, process: Child, ended: wire.Ended) -> list[PoolEvent]:
         """A process is gone for certain: say how its task ended, if it had one."""
@@ -438,56 +513,44 @@ class Pool:
         if stack is not None and process in stack:
             stack.remove(process)
         events: list[PoolEvent] = []
-        if process.key is not None:
-            deadline_ms = self._deadlines[process.slot]
+        deadline_ms = self._deadlines[process.slot]
+        if process.key in self._untold and process.draw_back():
+            # It was about to begin, and will elsewhere.
+            del self._untold[process.key], self._running[process.key]
+            process.key = None
+        while process.key is not None:
             if process.run is not None and process.finished is None:
                 self._read_channel(process)
-            events = self._drain(process)
-            events.append(self._ending(process, ended, deadline_ms))
+            if self._take_back(process):
+                events += self._drain(process)
+            events.append(ending(process, ended, deadline_ms))
             del self._running[process.key]
             if not (isinstance(events[-1], Finished) and events[-1].path):
                 self._remove_incoming(process)
+            if process.ahead is None:
+                break
+            # It had gone on by itself with what it was handed ahead.
+            self._advance(process, process.ahead)
         self._close_process(process)
         self._slots.append(process.slot)
         return events
 
-    def _ending(self, process: Child, ended: wire.Ended, deadline_ms: int) -> PoolEvent:
-        if process.finished is not None:
-            return process.finished
-        key = process.key
-        process.mailbox.take_back()
-        before = self._before(process)
-        if process.why is not None:
-            return Gone(key, process.why, before)
-        if process.fault:
-            return Crashed(key, None, None, process.fault, before=before)
-        if ended.deadline_ms:
-            if ended.deadline_ms == deadline_ms:
-                return Gone(key, "deadline", before)
-            # The deadline was that of the task before, which ended in the same moment.
-            text = "killed by mistake"
-            return Crashed(key, signal.SIGKILL, None, text, lost=True, before=before)
-        if ended.status < 0:
-            started = ended.status != wire.NOT_FORKED
-            return Crashed(key, None, None, ended.text, True, started, before)
-        return crash(key, ended.status, before)
-
-    @staticmethod
-    def _before(process: Child) -> tuple[Early, ...]:
-        """What is done of a bundle whose last begun task is known, () where that is unreadable."""
-        try:
-            return process.mailbox.done(process.mailbox.tasks - 1)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return ()
-
     def _divided(self, process: Child) -> list[PoolEvent]:
         """Let nothing further of a bundle begin, and say what is done of it."""
-        mailbox = process.mailbox
+        mailbox, key, run = process.mailbox, process.key, process.run
         mailbox.take_back()
-        before = self._before(process)
-        if process.key is None or len(before) != mailbox.tasks - 1:
+        if key is None or run is None or process.doomed:
             return []
-        return [Apart(process.key, before)]
+        if not mailbox.tasks:
+            # Handed ahead, and not quite begun: its first task does now.
+            process.draw_back()
+            if not self._send(process, key, replace(run, more=()), again=True):
+                self._doom(process)
+            return [Apart(key, ())] if run.more else []
+        before = process.before()
+        if len(before) != mailbox.tasks - 1:
+            return []
+        return [Apart(key, before)] if run.more else []
 
     def _drain(self, process: Child) -> list[PoolEvent]:
         """Read what the task printed before it ended."""
@@ -506,19 +569,23 @@ class Pool:
             return []
         # A task that prints is the last one of its bundle, so it is known which one it was.  It
         # goes on once the pipe is empty, so nothing may be taken out before the claims are.
-        events = self._divided(process) if process.mailbox.whole else []
+        # What it was handed ahead begins only when the pipe is empty, so that if it has, this is
+        # its own.
+        events = [] if self._take_back(process) else self._read_channel(process)
+        if process.mailbox.whole:
+            events += self._divided(process)
         try:
             data = os.read(fd, OUTPUT_READ_BYTES)
         except BlockingIOError:
-            return []
+            return events
         if not data:
             del process.pipes[stream]
             self._forget(fd)
             os.close(fd)
-            return []
+            return events
         if process.key is None:
             # What a library prints between tasks belongs to nobody.
-            return []
+            return events
         events.append(Output(process.key, stream, data, process.mailbox.tasks - 1))
         return events
 
@@ -531,20 +598,19 @@ class Pool:
             self._forget(fd)
             os.close(fd)
         process.pipes.clear()
-        process.mailbox.close()
-        self._close_unsent(process)
+        process.close_mailboxes()
+        process.close_unsent()
 
-    def _close_unsent(self, process: Child) -> None:
-        for fd in process.unsent:
-            os.close(fd)
-        process.unsent = ()
+    def _watch(self, fd: int, reader: Reader) -> None:
+        self._readers[fd] = reader
+        self.version += 1
 
     def _forget(self, fd: int) -> None:
         if self._readers.pop(fd, None) is not None:
             self.version += 1
 
     def _incoming_path(self, process: Child) -> str:
-        name = wire.incoming_name(process.generation, process.number, process.serial)
+        name = wire.incoming_name(process.generation, process.number, process.current)
         return str(self._incoming / name)
 
     def _remove_incoming(self, process: Child) -> None:
@@ -552,59 +618,6 @@ class Pool:
             os.unlink(self._incoming_path(process))
 
     # --- the fork server ------------------------------------------------------------------------
-
-    def _start_server(self) -> None:
-        self._generation = secrets.token_hex(4)
-        mark = f"{self._name}/{self._generation}"
-        environment = {**self._environment, wire.POOL_VARIABLE: mark}
-        self._server = server = ServerLink(environment, self._table_fd, self._cwd)
-        self._readers[server.control_fd] = self._read_control
-        self._readers[server.text_fd] = self._read_text
-        self.version += 1
-        setup = wire.Setup(
-            self._name,
-            self._generation,
-            os.getpid(),
-            self._preload,
-            str(self._incoming),
-            self._environment.get("PYTHONPATH"),
-            self._cgroup,
-        )
-        self._requests.appendleft((wire.encode(setup), None))
-        self._flush()
-
-    def _request(self, request: wire.Request, process: Child | None) -> None:
-        self._requests.append((wire.encode(request), process))
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send what the fork server has room for; the rest waits for the next call."""
-        while self._requests and self._server is not None:
-            message, process = self._requests[0]
-            if not self._server.send(message, process.ends() if process is not None else ()):
-                return
-            self._requests.popleft()
-            if process is not None:
-                process.generation = self._generation
-                self._close_unsent(process)
-
-    def _read_control(self) -> list[PoolEvent]:
-        events: list[PoolEvent] = []
-        while self._server is not None:
-            message = self._server.receive()
-            if message is None:
-                break
-            if not message:
-                self._server_lost(self._server)
-                break
-            events += self._reported(wire.decode_report(message))
-        self._flush()
-        return events
-
-    def _read_text(self) -> list[PoolEvent]:
-        if self._server is not None and not self._server.read_text():
-            self._forget(self._server.text_fd)
-        return []
 
     def _reported(self, report: wire.Report) -> list[PoolEvent]:
         match report:
@@ -621,13 +634,8 @@ class Pool:
                 pass
         return []
 
-    def _server_lost(self, server: ServerLink) -> None:
+    def _server_lost(self) -> None:
         """The fork server died, and with it every task process; what they started is swept."""
-        self._read_text()
-        self._forget(server.control_fd)
-        self._forget(server.text_fd)
-        server.bury()
-        self._server = None
         self._lost += [item for item in self._processes.values() if not item.unsent]
         for process in self._lost:
             process.doomed = True
@@ -637,26 +645,6 @@ class Pool:
             for environment, stack in self._idle.items()
             if (waiting := [item for item in stack if item.unsent])
         }
-        self._requests = deque(item for item in self._requests if item[1] is not None)
-        self._plan_restart(server.last_line())
-
-    def _plan_restart(self, last_line: str) -> None:
-        recent = [at for at in self._restarts_ms if self._now_ms - at < RESTART_WINDOW_MS]
-        self._restarts_ms = [*recent, self._now_ms]
-        if len(recent) < RESTARTS_FREE:
-            try:
-                self._start_server()
-                return
-            except EnvironmentProblem as error:
-                self._later(Problem(error))
-        else:
-            last = f": {last_line}" if last_line else ""
-            problem = EnvironmentProblem(
-                f"the fork server ended {len(self._restarts_ms)} times within a minute{last}",
-                hint="a task may kill its parents, or memory may be short; see the daemon's log",
-            )
-            self._later(Problem(problem))
-        self._restart_due_ms = self._now_ms + RESTART_PAUSE_MS
 
     def _settle_lost(self) -> list[PoolEvent]:
         events: list[PoolEvent] = []

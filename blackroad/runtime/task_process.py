@@ -103,8 +103,8 @@ class Ends(NamedTuple):
     channel: int
     output: int
     errors: int
-    claims: int
     memory: int
+    claims: tuple[int, ...]
 
 
 def main(ends: Ends, number: int, setup: TaskSetup) -> NoReturn:
@@ -129,16 +129,21 @@ def main(ends: Ends, number: int, setup: TaskSetup) -> NoReturn:
     channel = socket.socket(fileno=ends.channel)
     channel.setblocking(True)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.PACKET_BYTES_MAX)
-    _TaskProcess(channel, Tray(ends.claims, ends.memory), number, setup).serve()
+    trays = [Tray(fd, ends.memory, place) for place, fd in enumerate(ends.claims)]
+    os.close(ends.memory)
+    _TaskProcess(channel, trays, number, setup).serve()
     os._exit(0)
 
 
 class _TaskProcess:
     """Runs one task at a time and leaves nothing of it for the next one."""
 
-    def __init__(self, channel: socket.socket, tray: Tray, number: int, setup: TaskSetup) -> None:
+    def __init__(
+        self, channel: socket.socket, trays: list[Tray], number: int, setup: TaskSetup
+    ) -> None:
         self._channel = channel
-        self._tray = tray
+        self._trays = trays
+        self._tray = trays[0]
         self._number = number
         self._pid = os.getpid()
         self._setup = setup
@@ -150,13 +155,19 @@ class _TaskProcess:
         buffer = bytearray(wire.PACKET_BYTES_MAX)
         view = memoryview(buffer).toreadonly()
         receive, send = self._channel.recv_into, self._channel.send
+        clean = True
         while size := receive(buffer):
             start = wire.decode_start(view[:size])
+            self._tray = tray = self._trays[start.tray]
+            if start.ahead and not (clean and tray.claim()):
+                continue
             # A daemon that stood still in between may send what was decided long ago.
             if 0 < start.deadline_ms <= processes.boot_ms():
-                send(wire.encode(wire.Done(start.serial, wire.FAILED, wire.LAPSED, b"")))
+                done = wire.Done(start.serial, wire.FAILED, wire.LAPSED, b"")
             else:
-                send(wire.encode(self._run(start)))
+                done = self._run(start)
+            clean = not done.flags & ~wire.ORDINARY
+            send(wire.encode(done))
 
     def _run(self, start: wire.Start) -> wire.Done:
         """Run a task, or a bundle as far as its tasks end as they should."""

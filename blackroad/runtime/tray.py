@@ -14,9 +14,11 @@ from typing import Final
 from blackroad.limits import BUNDLE_TASKS_MAX, INLINE_BYTES_MAX
 
 _HIGH_FD: Final = 700
+TRAYS: Final = 2  # of one process: for what runs, and for what was handed ahead
 TABLE_BYTES: Final = 4 * BUNDLE_TASKS_MAX  # where each entry ends, counted from the first one
 _ENTRY_BYTES: Final = 16  # of an entry beside its result: array, length, time
 MAILBOX_BYTES: Final = TABLE_BYTES + INLINE_BYTES_MAX + _ENTRY_BYTES * BUNDLE_TASKS_MAX
+MAILBOX_STEP: Final = -(-MAILBOX_BYTES // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
 
 def _out_of_the_way(fd: int) -> int:
@@ -34,14 +36,13 @@ def _out_of_the_way(fd: int) -> int:
 
 
 class Tray:
-    """What one task process shares with its pool."""
+    """One place that a task process shares with its pool; `memory_fd` stays the caller's."""
 
     __slots__ = ("_at", "_claims_fd", "_map", "_table")
 
-    def __init__(self, claims_fd: int, memory_fd: int) -> None:
+    def __init__(self, claims_fd: int, memory_fd: int, place: int) -> None:
         self._claims_fd = _out_of_the_way(claims_fd)
-        self._map = mmap.mmap(memory_fd, MAILBOX_BYTES)
-        os.close(memory_fd)
+        self._map = mmap.mmap(memory_fd, MAILBOX_BYTES, offset=place * MAILBOX_STEP)
         self._table = memoryview(self._map)[:TABLE_BYTES].cast("I")
         self._at = 0
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from blackroad.limits import INLINE_BYTES_MAX, KIB, SLOTS_MAX
+from blackroad.runtime.tray import TRAYS
 
 PACKET_BYTES_MAX: Final = 256 * KIB  # one message between pool and task process
 RESULT_INLINE_MAX: Final = INLINE_BYTES_MAX
@@ -38,7 +39,7 @@ class Setup(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Spawn(Struct, frozen=True, array_like=True, tag=2):
-    """Fork a task process; its channel, two output pipes and a mailbox travel beside it.
+    """Fork a task process; its channel, two output pipes and mailboxes travel beside it.
 
     `slot` is its place in the table of deadlines that pool and fork server share.
     """
@@ -100,7 +101,11 @@ Report = Ready | Swept | Born | Ended
 
 
 class Start(Struct, frozen=True, array_like=True):
-    """Run one task, unless `deadline_ms` of the boot-time clock is over (0: there is none)."""
+    """Run one task, unless `deadline_ms` of the boot-time clock is over (0: there is none).
+
+    What is sent `ahead` runs only if the one before it ended as it should, and once it was
+    claimed from its `tray`; otherwise it is passed over without a word.
+    """
 
     serial: int
     task: bytes
@@ -115,6 +120,8 @@ class Start(Struct, frozen=True, array_like=True):
     deadline_ms: int
     # A bundle: ids and work of the tasks that run after it, each once it was claimed.
     more: list[tuple[bytes, memoryview]] = []
+    tray: Annotated[int, Meta(ge=0, lt=TRAYS)] = 0
+    ahead: bool = False
 
 
 DONE: Final[Literal["done"]] = "done"
@@ -129,6 +136,8 @@ OUTPUT_WAITS: Final = 8  # the pipes hold output that belongs to this task
 CODE_MISSING: Final = 16  # nothing ran: the code has to be sent along
 LAPSED: Final = 32  # nothing ran: the deadline was over
 FAILURE: Final = 64  # the task failed; it stands in `status` on the wire
+# After any other flag the process begins nothing that was sent ahead.
+ORDINARY: Final = IN_FILE | FAILURE
 
 
 Word = Annotated[str, Meta(max_length=200)]

@@ -250,7 +250,7 @@ def test_a_fork_does_not_keep_it_alive() -> None:
     client = Client(embedded=True, workers=1)
     wire = wire_of(client)
     assert client.submit(square, 3).result(WAIT_S) == 9
-    server = wire._pool._server
+    server = wire._pool._serving._server
     assert server is not None
     pid = os.fork()
     if pid == 0:

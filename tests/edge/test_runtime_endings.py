@@ -23,7 +23,8 @@ from blackroad.bus import payload
 from blackroad.errors import Busy, InvariantBroken
 from blackroad.runtime import cgroups, forkserver, processes
 from blackroad.runtime.events import Clean, Crashed, Finished, Gone, PoolEvent, Problem
-from blackroad.runtime.pool import RESTART_PAUSE_MS, Pool
+from blackroad.runtime.pool import Pool
+from blackroad.runtime.serving import RESTART_PAUSE_MS
 from blackroad.runtime.task_process import RETIRE_ABOVE_BYTES
 from tests.edge.groups import group as group
 from tests.edge.pool_bench import (

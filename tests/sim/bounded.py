@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blackroad import limits as at_most
 from blackroad.bus import messages as m
 from blackroad.router.records import TaskState
+from blackroad.router.works import State
 
 if TYPE_CHECKING:
     from collections.abc import Sized
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def soon(node: n.Node) -> str:
     """What one event can make too much; cheap enough for each of them."""
     worker = node.worker
-    waiting = len(worker.waiting)
+    waiting = worker.queued
     if waiting > at_most.WAITING_PER_SLOT_MAX * worker.slots:
         return f"lets {waiting} wait on {worker.slots} slots"
     if len(worker.tombstones) > at_most.TOMBSTONES_MAX:
@@ -42,12 +43,15 @@ def tables(node: n.Node) -> str:
 
 
 def _worker(worker: Worker) -> str:
-    if sum(work.bytes for work in worker.waiting.values()) > at_most.WAITING_BYTES_MAX:
+    if (
+        sum(work.bytes for work in worker.works.values() if work.state is State.WAITING)
+        > at_most.WAITING_BYTES_MAX
+    ):
         return "lets too many bytes wait"
     # One for each owner ever met, however few tombstones there may be.
     if len(worker.floors) > at_most.PEERS_MAX:
         return "keeps too many floors"
-    if any(len(one.lists) > at_most.RENEW_LISTS_KEPT for one in worker.owners.values()):
+    if any(len(one.lists) > at_most.RENEW_LISTS_KEPT for one in worker.renewing.owners.values()):
         return "keeps too many Renew lists"
     spool = worker.spool
     weight = sum(one.bytes for one in spool.owed.values())

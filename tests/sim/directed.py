@@ -103,7 +103,7 @@ def renewed_of_another_boot() -> int:
     past = worker.inc - (1 << 32)
     for _ in range(100):
         scene.run(200)
-        peer = worker.worker.owners.get(owner.me)
+        peer = worker.worker.renewing.owners.get(owner.me)
         if peer is not None and peer.lists:
             renewed = m.Renewed(past, peer.lists[-1][0], ())
             scene.machines[1].feed(n.FromPeer(owner.me, (renewed,), owner.inc))

@@ -210,6 +210,7 @@ class Machine(Processes):
         self.node = None
         self.life += 1
         self.bulk.pulls.clear()
+        self.untold.clear()
         self._tick_at = NEVER_MS
         self.paused = False
         self.crash_after = self.stall_after = None
@@ -534,6 +535,10 @@ class Machine(Processes):
                 self._start_process(effect)
             case e.Extend():
                 self._extend(effect)
+            case e.HandAhead():
+                self._hand_ahead(effect)
+            case e.TakeBack():
+                self._take_back(effect.key)
             case e.Divide():
                 self._divide(self.processes.get(effect.key))
             case e.Kill():

@@ -115,6 +115,7 @@ def save(caught: dict[str, Caught]) -> None:
 
 # Each of these files registers its mutants here.
 from tests.sim import (  # noqa: E402
+    mutants_ahead,  # noqa: F401
     mutants_bundles,  # noqa: F401
     mutants_harmless,  # noqa: F401
     mutants_liveness,  # noqa: F401

@@ -135,7 +135,7 @@ def any_renewed_extends() -> list[Patch]:
     """A Renewed extends every attempt, whatever the Renew of its stamp listed."""
 
     def on_renewed(self: Worker, owner: bytes, renewed: m.Renewed, now_ms: int) -> None:
-        correspondent = self.owners.get(owner)
+        correspondent = self.renewing.owners.get(owner)
         for work in list(correspondent.live.values()) if correspondent else []:
             deadline_ms = renewed.stamp_ms + work.grant.lease_ms - KILL_GUARD_MS
             if deadline_ms > work.deadline_ms:

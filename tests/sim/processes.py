@@ -53,6 +53,7 @@ class Process:
     """A running attempt; of a bundle, the task that runs now, and what was done before it."""
 
     __slots__ = (
+        "ahead",
         "before",
         "deadline_ms",
         "dying",
@@ -80,6 +81,8 @@ class Process:
         self.dying = False
         self.more = list(start.more)
         self.before: tuple[m.Early, ...] = ()
+        # What was handed ahead to it, and begins once this one ended by itself.
+        self.ahead: e.Start | None = None
 
 
 class Processes:
@@ -96,6 +99,9 @@ class Processes:
 
     def __init__(self) -> None:
         self.processes: dict[e.Key, Process] = {}
+        # What was handed ahead and has begun, and was not started by its daemon yet: what is to
+        # be told of it then.
+        self.untold: dict[e.Key, list[n.AnyEvent]] = {}
 
     def clock(self) -> int:
         """This machine's boot-time clock now."""
@@ -124,17 +130,24 @@ class Processes:
         node = self.node
         if node is None:
             return
+        if start.key in self.untold:
+            self._started_late(start)
+            return
         if self.clock() >= start.deadline_ms:
             # A task process looks at the clock before it runs anything (R-lease-15).
             lapsed = n.Finished(start.key, m.Status.LAPSED, b"", m.Facts())
             world.at(world.now, self.feed, lapsed, self.life)
             return
+        self._runs(start, node.inc)
+
+    def _runs(self, start: e.Start, inc: int) -> None:
+        world = self.world
         plan = world.plan(start.task)
         for part in (start.code, start.work):
             if isinstance(part, m.Ref) and part.digest not in self.disk.objects:
                 world.broken("objects", f"{self.name} starts a task without its input")
         run_ms = int(max(plan.run_ms, 0) / self.speed)
-        process = Process(self, start, node.inc, plan, world.now + run_ms)  # type: ignore[arg-type]
+        process = Process(self, start, inc, plan, world.now + run_ms)  # type: ignore[arg-type]
         world.observer.starts(self, process)  # type: ignore[arg-type]
         self.processes[start.key] = process
         if world.listens:
@@ -146,6 +159,60 @@ class Processes:
         process = self.processes.get(extend.key)
         if process is not None:
             process.deadline_ms = max(process.deadline_ms, extend.deadline_ms)
+            ahead = process.ahead
+            if ahead is not None and ahead.deadline_ms < process.deadline_ms:
+                process.ahead = None
+        for other in self.processes.values():
+            if other.ahead is not None and other.ahead.key == extend.key:
+                other.ahead = replace(other.ahead, deadline_ms=extend.deadline_ms)
+
+    # --- handed ahead -----------------------------------------------------------------------------
+
+    def _hand_ahead(self, hand: e.HandAhead) -> None:
+        """Let it lie with the process of another one; now and then a pool cannot do that."""
+        process = self.processes.get(hand.after)
+        if process is None or process.dying or process.ahead is not None:
+            return
+        refuses = hand.start.key[1].serial % 7 == 0
+        if not refuses and process.deadline_ms <= hand.start.deadline_ms:
+            process.ahead = hand.start
+
+    def _take_back(self, key: e.Key) -> None:
+        """What has not begun is returned; of what has nothing is said."""
+        if key in self.processes or key in self.untold:
+            return
+        for process in self.processes.values():
+            if process.ahead is not None and process.ahead.key == key:
+                process.ahead = None
+        self.world.at(self.world.now, self.feed, n.Returned(key), self.life)
+
+    def _begins_ahead(self, process: Process) -> None:
+        """A process whose task ended goes on by itself, under the deadline that is watched."""
+        start = process.ahead
+        if start is None or process.fate not in ("done", "fail"):
+            return
+        if self.clock() >= start.deadline_ms:
+            lapsed = n.Finished(start.key, m.Status.LAPSED, b"", m.Facts())
+            self.untold[start.key] = [lapsed]
+            return
+        self.untold[start.key] = []
+        self._runs(replace(start, deadline_ms=process.deadline_ms), process.inc)
+
+    def _started_late(self, start: e.Start) -> None:
+        """Its daemon starts what has begun already."""
+        process = self.processes.get(start.key)
+        if process is not None:
+            process.deadline_ms = max(process.deadline_ms, start.deadline_ms)
+        for event in self.untold.pop(start.key):
+            self.world.at(self.world.now, self.feed, event, self.life)
+
+    def _ends_with(self, event: n.Finished | n.Killed) -> None:
+        """The end of an attempt; of one that was not started yet it is told when it is."""
+        untold = self.untold.get(event.key)
+        if untold is None:
+            self.feed(event)
+        else:
+            untold.append(event)
 
     def _divide(self, process: Process | None) -> None:
         """Take back what of a bundle has not begun."""
@@ -211,10 +278,10 @@ class Processes:
         if node is None or node.inc != process.inc or why in ("power", "leftover"):
             return
         if why == "killed":
-            self.feed(n.Killed(process.key, process.before))
+            self._ends_with(n.Killed(process.key, process.before))
         else:
             lapsed = m.Status.LAPSED
-            self.feed(n.Finished(process.key, lapsed, b"", m.Facts(), process.before))
+            self._ends_with(n.Finished(process.key, lapsed, b"", m.Facts(), process.before))
 
     # --- freeze and thaw --------------------------------------------------------------------------
 
@@ -262,7 +329,8 @@ class Processes:
         world.observer.finished(self, process, status, result)  # type: ignore[arg-type]
         node = self.node
         if node is not None and node.inc == process.inc:
-            self.feed(n.Finished(process.key, status, result, facts, process.before))
+            self._begins_ahead(process)
+            self._ends_with(n.Finished(process.key, status, result, facts, process.before))
 
     def _left_by(self, process: Process) -> tuple[m.Status, m.Payload, m.Facts]:
         status = STATUS[process.fate]

@@ -256,4 +256,4 @@ class Scene:
 
 
 # Each of its functions registers itself here.
-from tests.sim import directed, directed_bundles  # noqa: E402, F401
+from tests.sim import directed, directed_ahead, directed_bundles  # noqa: E402, F401

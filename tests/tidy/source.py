@@ -31,6 +31,7 @@ PURE = (
     "blackroad/errors.py",
     "blackroad/events.py",
     "blackroad/glance.py",
+    "blackroad/happenings.py",
     "blackroad/history/records.py",
     "blackroad/ids.py",
     "blackroad/ledger.py",

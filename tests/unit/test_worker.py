@@ -477,8 +477,8 @@ def test_what_renewed_refuses_is_stopped_or_given_back() -> None:
     give(bench, grant(2))
     tick(bench, 2000)
     assert renewed(bench, 2000, 2100, T1, T2) == [
-        Kill((PEER, T1), "stop"),
         refused(T2, 2100, m.Reason.RECALLED),
+        Kill((PEER, T1), "stop"),
     ]
 
 
