@@ -7,13 +7,13 @@ printable, every list bounded.  This file does not know how any of it was found 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
+from blackroad.digest import blake2b
 from blackroad.errors import LocalProtocolError, RemoteProtocolError
 from blackroad.limits import CAPABILITIES_BYTES_MAX, LABELS_MAX, PROGRAMS_MAX
 
@@ -149,7 +149,7 @@ def decode(body: bytes) -> Capabilities:
 
 def digest_of(body: bytes) -> bytes:
     """Return the digest of a body as it was sent, so that unknown fields count too."""
-    return hashlib.blake2b(body, digest_size=DIGEST_BYTES, person=b"blackroad-caps").digest()
+    return blake2b(body, digest_size=DIGEST_BYTES, person=b"blackroad-caps").digest()
 
 
 def normal_arch(arch: str) -> str:

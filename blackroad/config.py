@@ -9,7 +9,6 @@ It knows no sockets, no tasks and no peers.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import ipaddress
 import os
 import re
@@ -316,6 +315,8 @@ def _unknown(where: str, table: str, name: str) -> ConfigError:
             f"{where}: `{name}` does not belong in [{table}]",
             hint=f"move it into [{key.table}], or above the first [table]",
         )
+    import difflib
+
     near = difflib.get_close_matches(name, [*KEYS, *TABLES], n=1)
     meant = f"; did you mean `{near[0]}`?" if near else ""
     return ConfigError(
@@ -353,6 +354,8 @@ def _read_variable(key: Key, text: str) -> Any:
 
 def _refuse_near_miss(variable: str, known: list[str]) -> None:
     """Refuse a misspelt key; other variables with our prefix belong to tasks and tools."""
+    import difflib
+
     short = variable.removeprefix(PREFIX)
     near = difflib.get_close_matches(short, [name.removeprefix(PREFIX) for name in known], n=1)
     if near and difflib.SequenceMatcher(None, short, near[0]).ratio() >= 0.75:

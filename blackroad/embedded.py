@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import select
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
+from blackroad import chance
 from blackroad.answering import Answering
 from blackroad.bus import messages as m
 from blackroad.config import Config
@@ -141,8 +141,8 @@ class EmbeddedWire:
         now_ms = boot_ms()
         caps = msgspec.structs.replace(probe.quick(NAME), cores=self._workers)
         self.node = Node(
-            secrets.token_bytes(16),
-            incarnation(1, secrets.randbits(32)),
+            chance.token_bytes(16),
+            incarnation(1, chance.randbits(32)),
             caps,
             self._workers,
             now_ms - LIVED_MS,

@@ -6,11 +6,11 @@ Pure values.  Nothing here makes up an id: randomness belongs to the edges that 
 from __future__ import annotations
 
 import base64
-import hashlib
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
+from blackroad.digest import blake2b
 from blackroad.errors import UsageError
 
 NODE_BYTES = 16
@@ -60,7 +60,7 @@ def inc_counter(inc: int) -> int:
 
 def node_id_from_key(public_key: bytes) -> bytes:
     """Derive the node id from the node's public key."""
-    return hashlib.blake2b(public_key, digest_size=NODE_BYTES, person=b"blackroad-node").digest()
+    return blake2b(public_key, digest_size=NODE_BYTES, person=b"blackroad-node").digest()
 
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"

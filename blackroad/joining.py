@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import select
 import socket as sockets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from blackroad import chance
 from blackroad.bus import codec, keys
 from blackroad.bus import messages as m
 from blackroad.bus.admission import NONCE_BYTES, Role
@@ -105,7 +105,7 @@ def join_by_token(
         _check_cluster(keyring, token.cluster)
         own = keyring.prepare(anew=new_key)
         with _Visit(own, token.door_key, token.endpoints) as visit:
-            said = _join(own, token.door_key, name, secrets.token_bytes(NONCE_BYTES), token)
+            said = _join(own, token.door_key, name, chance.token_bytes(NONCE_BYTES), token)
             answer = _answer(visit, said, _now_ms() + timeout_ms, say)
             if not isinstance(answer, m.Joined):
                 raise JoinRefused("the door asks for approval though a token was shown")
@@ -129,7 +129,7 @@ def join_by_approval(
         _check_cluster(keyring, b"")
         own = keyring.prepare(anew=new_key)
         with _Visit(own, door.key, door.endpoints) as visit:
-            said = _join(own, door.key, name, secrets.token_bytes(NONCE_BYTES), None)
+            said = _join(own, door.key, name, chance.token_bytes(NONCE_BYTES), None)
             answer = _answer(visit, said, _now_ms() + min(timeout_ms, JOIN_MS), _silent)
             if isinstance(answer, m.Pending):
                 root = answer.root

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -53,16 +55,23 @@ def _escaped(value: Any) -> Any:
     return value
 
 
+class _Later(ModuleType):
+    """Stands for a module that is loaded when somebody first looks into it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def _structlog() -> Any:
-    """Import it alone: it would take rich along for tracebacks, 6 MiB that no daemon looks at."""
+    """Import it alone: what it takes along is 10 MiB that no daemon looks at."""
     modules: dict[str, Any] = sys.modules
-    alone = "rich" not in modules
-    if alone:
-        # Which makes its import fail.
-        modules["rich"] = None
+    # Without rich it makes tracebacks by itself; asyncio it needs for loggers that are awaited.
+    stand_ins = {"rich": None, "asyncio": _Later("asyncio")}
+    alone = {name: one for name, one in stand_ins.items() if name not in modules}
+    modules.update(alone)
     try:
         import structlog
     finally:
-        if alone:
-            del modules["rich"]
+        for name in alone:
+            del modules[name]
     return structlog

@@ -8,7 +8,6 @@ file must not know how values are laid out in a payload.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import pickle
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from blackroad.digest import blake2b
 from blackroad.errors import NotPicklable
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _encode_function(fn: Callable[..., Any]) -> Encoded:
     except Exception as error:
         raise not_picklable(fn, f"function `{name}`", error) from None
     blob = out.getvalue()
-    return hashlib.blake2b(blob, digest_size=DIGEST_BYTES).digest(), blob, name
+    return blake2b(blob, digest_size=DIGEST_BYTES).digest(), blob, name
 
 
 def function_name(fn: object) -> str:

@@ -5,8 +5,9 @@ Pure.  This file must not know how either is proved.
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
+
+from blackroad.digest import blake2b
 
 
 class Identity(NamedTuple):
@@ -20,9 +21,9 @@ class Identity(NamedTuple):
 
 def cluster_digest(name: str) -> bytes:
     """What tells the daemons of one mesh from those of another on the same network."""
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"blackroad-mesh").digest()
+    return blake2b(name.encode(), digest_size=16, person=b"blackroad-mesh").digest()
 
 
 def closed_cluster_digest(cluster_id: bytes) -> bytes:
     """The same for a cluster with keys, whose name anybody may give to another one."""
-    return hashlib.blake2b(cluster_id, digest_size=16, person=b"blackroad-keys").digest()
+    return blake2b(cluster_id, digest_size=16, person=b"blackroad-keys").digest()

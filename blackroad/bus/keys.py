@@ -7,9 +7,9 @@ reads a clock or a file; `new_signing` alone uses chance.
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from blackroad.digest import blake2b, compare_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,7 +108,7 @@ def secret_hash(secret: bytes) -> bytes:
 
 def same(one: bytes, other: bytes) -> bool:
     """Compare two secrets in a time that does not tell where they differ."""
-    return hmac.compare_digest(one, other)
+    return compare_digest(one, other)
 
 
 def keyed(secret: bytes, *parts: bytes) -> bytes:
@@ -136,7 +136,7 @@ def _word(bits: int) -> str:
 
 
 def _digest(size: int, person: bytes, parts: Iterable[bytes], key: bytes = b"") -> bytes:
-    digest = hashlib.blake2b(digest_size=size, person=person, key=key)
+    digest = blake2b(digest_size=size, person=person, key=key)
     for part in parts:
         # With its length, so that no two lists of parts run together into the same bytes.
         digest.update(len(part).to_bytes(4, "big"))

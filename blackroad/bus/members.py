@@ -18,7 +18,6 @@ two admins who let joiners in at the same moment may exceed it by what the other
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -29,6 +28,7 @@ from blackroad.bus.admission import Invite as Invite
 from blackroad.bus.admission import Member as Member
 from blackroad.bus.admission import Record as Record
 from blackroad.bus.admission import Role as Role
+from blackroad.digest import blake2b
 from blackroad.ids import node_id_from_key
 
 MEMBER: Final = 1
@@ -208,7 +208,7 @@ class MemberList:
     def digest(self) -> bytes:
         """16 bytes that two lists have in common when they say the same."""
         if not self._digest:
-            digest = hashlib.blake2b(digest_size=16, person=b"blackroad-list")
+            digest = blake2b(digest_size=16, person=b"blackroad-list")
             digest.update(self.root_public)
             for signature in sorted(entry.record.signature for entry in self._entries.values()):
                 digest.update(signature)

@@ -16,7 +16,6 @@ import fcntl
 import itertools
 import mmap
 import os
-import secrets
 import stat
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from blackroad import chance
 from blackroad.bus.payload import DIGEST_BYTES, Segment, total_bytes
 from blackroad.limits import BALLAST_BYTES, MIB
 
@@ -117,8 +117,8 @@ class Parcels:
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self.roots = tuple(roots)
-        self._tag = secrets.token_bytes(_TAG_BYTES)
-        self._serials = itertools.count(secrets.randbits(32))
+        self._tag = chance.token_bytes(_TAG_BYTES)
+        self._serials = itertools.count(chance.randbits(32))
         self._owner_fds: dict[str, int] = {}
         self._looks: dict[str, _Look] = {}
         self._lock = threading.Lock()

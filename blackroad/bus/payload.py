@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import functools
-import hashlib
 import math
 import pickle
 import re
@@ -33,6 +32,7 @@ from blackroad.bus.code import (
     pickled_by_value,
     sealed_function,
 )
+from blackroad.digest import blake2b
 from blackroad.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def join(segments: Iterable[Segment]) -> bytes:
 def digest_of(segments: Iterable[Segment] | Segment) -> bytes:
     """Name content: 32 bytes of BLAKE2b over the segments in order."""
     if isinstance(segments, bytes | memoryview):
-        return hashlib.blake2b(segments, digest_size=DIGEST_BYTES).digest()
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        return blake2b(segments, digest_size=DIGEST_BYTES).digest()
+    state = blake2b(digest_size=DIGEST_BYTES)
     for segment in segments:
         state.update(segment)
     return state.digest()

@@ -8,7 +8,6 @@ the token, nor whether it still counts.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from typing import Annotated, Final
 
@@ -22,6 +21,7 @@ from blackroad.bus.admission import (
     Key,
 )
 from blackroad.bus.parts import Part
+from blackroad.digest import blake2b
 from blackroad.errors import UsageError
 from blackroad.ids import text32
 
@@ -106,4 +106,4 @@ def _is_cut(told: bytes) -> bool:
 
 
 def _sum(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=SUM_BYTES, person=b"blackroad-token").digest()
+    return blake2b(body, digest_size=SUM_BYTES, person=b"blackroad-token").digest()

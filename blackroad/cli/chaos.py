@@ -10,7 +10,6 @@ import contextlib
 import heapq
 import json
 import random
-import secrets
 import signal
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Final
 
 import click
 
+from blackroad import chance
 from blackroad.cli import chaos_record, chaos_report, mesh_run, output
 from blackroad.cli.chaos_hands import Hands
 from blackroad.cli.chaos_history import Verdict, judge
@@ -104,7 +104,7 @@ def chaos_command(
         Wishes(
             MINUTES if minutes is None else minutes,
             NODES if nodes is None else nodes,
-            seed or secrets.token_hex(3),
+            seed or chance.token_hex(3),
             PER_S if rate is None else rate,
             tuple(dict.fromkeys(faults)) or tuple(FAULTS),
             running,

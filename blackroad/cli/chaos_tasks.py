@@ -6,9 +6,10 @@ node; it imports what it needs itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, Final
+
+from blackroad.digest import blake2b
 
 KINDS: Final = ("wait", "spin", "tree")
 
@@ -17,7 +18,6 @@ def _diary() -> Callable[..., Any]:
     """Make a function that keeps the diary of one attempt until its time is over."""
 
     def keep(tell: Callable[[str], None], kind: str, run_ms: int) -> None:
-        import hashlib
         import time
 
         def boot_ns() -> int:
@@ -29,7 +29,7 @@ def _diary() -> Callable[..., Any]:
             turn_ns = boot_ns() + step_ns
             if kind == "spin":
                 while boot_ns() < turn_ns:
-                    hashlib.blake2b(b"chaos" * 1_000).digest()
+                    blake2b(b"chaos" * 1_000).digest()
             else:
                 time.sleep(step_ns / 1e9)
             tell("beat")
@@ -48,7 +48,6 @@ def worker() -> Callable[[dict[str, Any]], tuple[str, bytes]]:
 
     def work(order: dict[str, Any]) -> tuple[str, bytes]:
         import fcntl
-        import hashlib
         import json
         import os
         import time
@@ -100,8 +99,8 @@ def worker() -> Callable[[dict[str, Any]], tuple[str, bytes]]:
             else:
                 keep_diary(tell, order["kind"], order["run_ms"])
             size = order["result_bytes"]
-            ballast = (hashlib.blake2b(token.encode()).digest() * (size // 64 + 1))[:size]
-            mark = hashlib.blake2b(ballast, digest_size=8).hexdigest()
+            ballast = (blake2b(token.encode()).digest() * (size // 64 + 1))[:size]
+            mark = blake2b(ballast, digest_size=8).hexdigest()
             tell("stop", result=f"{token}:{mark}")
         finally:
             os.close(lock)
@@ -119,4 +118,4 @@ def work(order: dict[str, Any]) -> tuple[str, bytes]:
 def result_of(value: tuple[str, bytes]) -> str:
     """What a task's stop says of the value it returned: its token and a digest of its bytes."""
     token, ballast = value
-    return f"{token}:{hashlib.blake2b(ballast, digest_size=8).hexdigest()}"
+    return f"{token}:{blake2b(ballast, digest_size=8).hexdigest()}"

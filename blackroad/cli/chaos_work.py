@@ -6,11 +6,11 @@ again.  This file must not know clocks, files or the mesh.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from typing import Any, Final, NamedTuple
 
 from blackroad.cli.chaos_tasks import KINDS
+from blackroad.digest import blake2b
 
 # How long tasks run: most are short, a few outlive a lease.
 LENGTHS_MS: Final = (
@@ -61,7 +61,7 @@ def plan(seed: str, client: str, number: int) -> Plan:
     run_ms = chance.randint(shortest_ms, longest_ms)
     return Plan(
         name,
-        hashlib.blake2b(f"{seed} {name}".encode(), digest_size=16).digest(),
+        blake2b(f"{seed} {name}".encode(), digest_size=16).digest(),
         durable,
         pure=group < PURE_PERCENT,
         once=PURE_PERCENT <= group < PURE_PERCENT + ONCE_PERCENT,

@@ -6,7 +6,6 @@ Edge: reads and writes small files and looks into /proc.  This file starts and e
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from blackroad import config as configuration
 from blackroad import directories
+from blackroad.digest import blake2b
 from blackroad.errors import ConfigError, StateDirectoryProblem
 
 RECORD: Final = "mesh.json"
@@ -37,7 +37,7 @@ class Home(NamedTuple):
     def cluster(self) -> str:
         """A name that no other user, machine or directory has: two meshes never meet."""
         words = f"{os.geteuid()} {os.uname().nodename} {self.state}"
-        return f"mesh-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}"
+        return f"mesh-{blake2b(words.encode(), digest_size=8).hexdigest()}"
 
 
 class Place(NamedTuple):

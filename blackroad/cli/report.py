@@ -5,7 +5,6 @@ Nothing is printed here, and nothing is decided but the wording: exit codes stan
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -79,6 +78,8 @@ def of_click(error: click.ClickException) -> BlackroadError:
 
 def no_such_option(name: str, known: Sequence[str], path: str) -> UsageError:
     """Refuse an option, with the nearest one that there is."""
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean `{near[0]}`? " if near else ""
     return UsageError(f"no such option `{name}`", hint=f"{meant}`{path} --help` lists them all")
@@ -86,6 +87,8 @@ def no_such_option(name: str, known: Sequence[str], path: str) -> UsageError:
 
 def no_such_command(name: str, known: Sequence[str]) -> UsageError:
     """Refuse a command, with the nearest one that there is."""
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=2)
     meant = f"did you mean {' or '.join(f'`blackroad {one}`' for one in near)}? " if near else ""
     return UsageError(f"no such command `{name}`", hint=f"{meant}`blackroad --help` lists them all")

@@ -9,7 +9,6 @@ import contextlib
 import getpass
 import itertools
 import os
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from blackroad import chance
 from blackroad.bus import messages as m
 from blackroad.bus import payload, work
 from blackroad.client.asking import QUERY_MS
@@ -93,8 +93,8 @@ class Client:
         self._specs: dict[tuple[Any, ...], m.ClassSpec] = {}
         self._calls: dict[int, _Calls] = {}
         self._codes: dict[bytes, m.Ref] = {}
-        self._task_prefix = secrets.token_bytes(10)
-        self._task_numbers = itertools.count(secrets.randbits(24))
+        self._task_prefix = chance.token_bytes(10)
+        self._task_numbers = itertools.count(chance.randbits(24))
         self._lock = threading.Lock()
         self._minor = ".".join(map(str, _python_minor()))
 

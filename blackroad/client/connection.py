@@ -8,13 +8,13 @@ work means.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from blackroad import chance
 from blackroad.bus import messages as m
 from blackroad.bus.patience import processors
 from blackroad.bus.payload import Segment
@@ -61,7 +61,7 @@ class Connection:
     def __init__(self, wire: Wire, user: str, where: str) -> None:
         """Speak over that wire; `where` it leads is for people."""
         self.user = user
-        self.session = secrets.token_bytes(16)
+        self.session = chance.token_bytes(16)
         self.node = b""
         self.inc = 0
         self.name = ""

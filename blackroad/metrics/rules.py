@@ -10,11 +10,12 @@ which only the Host header shows.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
+
+from blackroad.digest import compare_digest
 
 HEAD_BYTES_MAX: Final = 8 * 1024
 HEADERS_MAX: Final = 64
@@ -112,7 +113,7 @@ class Door:
         if not self.token:
             return True
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.token)
+        right = compare_digest(given.strip().encode("utf-8", "replace"), self.token)
         return right and scheme.lower() == "bearer"
 
 

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import select
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
+from blackroad import chance
 from blackroad.discovery import redis_server
 from blackroad.discovery.children import die_with_parent, limit_memory, private_stdout
 from blackroad.ids import bytes32, task_text
@@ -153,7 +153,7 @@ class Writer:
         self._server: Any | None = None
         self._keys = rows.Keys("")
         self._node = b""
-        self._mark = secrets.token_hex(8)
+        self._mark = chance.token_hex(8)
         self._marked = False
         self._broken = False
         self._broken_ms = 0

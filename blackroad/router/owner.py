@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -29,6 +28,7 @@ from blackroad.bus.messages import (
     Status,
     Submit,
 )
+from blackroad.digest import blake2b
 from blackroad.errors import RemoteProtocolError, invariant
 from blackroad.limits import (
     CRASH_RETRIES,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
-from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
+from blackroad.digest import blake2b
 from blackroad.ids import Token
 from blackroad.limits import FOREVER_MS
 

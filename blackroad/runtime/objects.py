@@ -7,7 +7,6 @@ an object or how it travels.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blackroad.bus.parcels import is_name, write_segments
 from blackroad.bus.payload import DIGEST_BYTES, Segment, digest_of, total_bytes
+from blackroad.digest import blake2b
 from blackroad.errors import Busy, DamagedObject, DiskProblem, invariant
 from blackroad.limits import BALLAST_BYTES, BALLAST_SHARE, CHUNK_BYTES
 from blackroad.runtime.shed import Shed
@@ -435,7 +435,7 @@ class ObjectWriter:
         self._digest = digest
         self._size = size
         # What has a name has no digest: the stream that brings it checks every record.
-        self._state = None if is_name(digest) else hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._state = None if is_name(digest) else blake2b(digest_size=DIGEST_BYTES)
         self._hashed_bytes = 0
         self._parcel = fd >= 0
         self._ahead: dict[int, int] = {}  # written but not hashed: offset -> length

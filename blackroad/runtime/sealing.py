@@ -7,7 +7,6 @@ result it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blackroad.bus.parcels import mapped
 from blackroad.bus.payload import DIGEST_BYTES
+from blackroad.digest import blake2b
 from blackroad.errors import BlackroadError
 from blackroad.limits import MIB
 
@@ -112,7 +112,7 @@ class Sealer:
 
 def _copied(source: str, target: str) -> bytes:
     """Copy a file to the disk for good; return the digest of what was written."""
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    state = blake2b(digest_size=DIGEST_BYTES)
     data = memoryview(mapped(source))
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

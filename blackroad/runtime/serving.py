@@ -5,14 +5,14 @@ This file must not know tasks, nor what a report means; `link.py` has the socket
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from blackroad import chance
+from blackroad.digest import blake2b
 from blackroad.errors import EnvironmentProblem
 from blackroad.runtime import wire
 from blackroad.runtime.child import Child
@@ -46,7 +46,7 @@ class Serving:
         self.lost: Callable[[], None]
         self.later: Callable[[PoolEvent], None]
         self.now_ms = 0
-        self._name = hashlib.blake2b(os.fsencode(objects_dir), digest_size=8).hexdigest()
+        self._name = blake2b(os.fsencode(objects_dir), digest_size=8).hexdigest()
         self._incoming = objects_dir / "incoming"
         self._environment = environment
         self._preload = list(preload)
@@ -65,7 +65,7 @@ class Serving:
 
     def start(self) -> None:
         """Launch one; Raises  EnvironmentProblem."""
-        self.generation = secrets.token_hex(4)
+        self.generation = chance.token_hex(4)
         mark = f"{self._name}/{self.generation}"
         environment = {**self._environment, wire.POOL_VARIABLE: mark}
         self._server = server = ServerLink(environment, self._table_fd, self._cwd)

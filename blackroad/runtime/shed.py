@@ -7,7 +7,6 @@ more is kept for a moment to be written to again.  This file must not know what 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import os
 import stat
@@ -19,6 +18,7 @@ import msgspec
 
 from blackroad.bus import parcels
 from blackroad.bus.parcels import HANDED, KEPT, OWNER, SPARE, WRITING, Root
+from blackroad.digest import blake2b
 from blackroad.limits import MIB
 
 SHARED_MEMORY: Final = Path("/dev/shm")
@@ -200,7 +200,7 @@ def _memory_root(objects: Path, limit_bytes: int) -> tuple[Root | None, int]:
 
     The lock says that its daemon lives.
     """
-    mark = hashlib.blake2b(os.fsencode(objects), digest_size=8).hexdigest()
+    mark = blake2b(os.fsencode(objects), digest_size=8).hexdigest()
     path = SHARED_MEMORY / f"{_PREFIX}{os.geteuid()}-{mark}"
     try:
         if _kind_of(SHARED_MEMORY) not in _TMPFS:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import queue
-import secrets
 import socket
 import struct
 import threading
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+from blackroad import chance
 from blackroad.bus import messages as m
 from blackroad.bus.parcels import shared
 from blackroad.bus.sealed import KEY_BYTES, RECORD_BYTES_MAX, Cipher, Seal, chosen, overhead, speed
@@ -185,9 +185,9 @@ class Streams:
         """Answer a puller that has proved to be `node`."""
         aes, chacha = self.speeds()
         cipher = chosen(self._closed, (aes, dial.aes), (chacha, dial.chacha))
-        token = secrets.token_bytes(TOKEN_BYTES)
+        token = chance.token_bytes(TOKEN_BYTES)
         size = KEY_BYTES if cipher else 0
-        keys = (secrets.token_bytes(size), secrets.token_bytes(size))
+        keys = (chance.token_bytes(size), chance.token_bytes(size))
         with self._lock:
             now_s = time.monotonic()
             while self._offers and next(iter(self._offers.values())).until_s <= now_s:

@@ -11,7 +11,6 @@ import ctypes
 import faulthandler
 import fcntl
 import gc
-import hashlib
 import importlib
 import itertools
 import mmap
@@ -43,6 +42,7 @@ from blackroad.bus.work import (
     encode_failure,
     shortened,
 )
+from blackroad.digest import blake2b
 from blackroad.errors import NotPicklable, RemoteProtocolError
 from blackroad.runtime import command, context, processes, wire
 from blackroad.runtime.objects import write_new
@@ -283,7 +283,7 @@ class _TaskProcess:
             code = start.code
         else:
             raise _CodeMissing
-        if hashlib.blake2b(code, digest_size=payload.DIGEST_BYTES).digest() != start.code_digest:
+        if blake2b(code, digest_size=payload.DIGEST_BYTES).digest() != start.code_digest:
             raise RemoteProtocolError("the function arrived damaged: its digest differs")
         try:
             function: Callable[..., Any] = pickle.loads(code)

@@ -10,10 +10,10 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blackroad import chance
 from blackroad.errors import AlreadyRunning, StateDirectoryProblem
 from blackroad.ids import inc_counter, incarnation, node_id_from_key
 
@@ -97,7 +97,7 @@ class StateDirectory:
         counter = self._raise_counter(above)
         _, public_key = read_keys(self.path) or _new_keys(self.path)
         return Life(
-            node_id_from_key(public_key), incarnation(counter, secrets.randbits(32)), public_key
+            node_id_from_key(public_key), incarnation(counter, chance.randbits(32)), public_key
         )
 
     def drains(self) -> bool:

@@ -15,13 +15,13 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from blackroad import chance
 from blackroad.bus import keys
 from blackroad.bus.keys import NodeKeys as NodeKeys
 from blackroad.bus.members import Member, MemberList, Record, Role
@@ -236,7 +236,7 @@ class Keyring:
         self.root_secret = root_secret
         self.seeds = tuple(seeds)[:SEEDS_MAX]
         self.door, self.door_serial = door[:2], door[2]
-        self._list_secret = secrets.token_bytes(keys.KEY_BYTES)
+        self._list_secret = chance.token_bytes(keys.KEY_BYTES)
         if root_secret:
             self._write_pair(ROOT_FILE, (root_secret, members.root_public))
         if self.own == self._read_keys(ANEW_FILE):

@@ -6,7 +6,6 @@ must not know how records travel; `on_issued` and `on_door` are told what is new
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from blackroad import chance
 from blackroad.bus import keys
 from blackroad.bus.admission import INVITE_BYTES, SECRET_BYTES
 from blackroad.bus.door import Door, find_asking
@@ -251,9 +251,9 @@ class Registrar:
                 hint="expired ones are forgotten after thirty days; one token may be used often",
             )
         endpoints = self._door_endpoints()
-        secret = secrets.token_bytes(SECRET_BYTES)
+        secret = chance.token_bytes(SECRET_BYTES)
         invite = Invite(
-            secrets.token_bytes(INVITE_BYTES),
+            chance.token_bytes(INVITE_BYTES),
             keys.secret_hash(secret),
             role,
             args.uses,

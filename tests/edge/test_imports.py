@@ -37,6 +37,25 @@ HEAVY = frozenset(
 # What a program that only submits has no use for at its start.
 RARE = frozenset({"cryptography", "numpy", "psutil", "rich", "structlog", "zeroconf"})
 
+# Megabytes each, and nothing that an idle daemon, or its ears, looks at.
+IDLE = frozenset({"_hashlib", "_ssl", "asyncio", "concurrent.futures", "difflib", "rich"})
+DAEMON = """
+import blackroad.cli.main, blackroad.cli.start, blackroad.daemon
+from blackroad.logs import setup
+setup("json", "info", "attic")
+"""
+EARS = """
+import runpy, sys
+sys.argv = ["mdns_child", "--parent", "0"]
+from blackroad.discovery import children
+children.die_with_parent = lambda _: sys.exit(0)
+try:
+    runpy.run_module("blackroad.discovery.mdns_child", run_name="__main__")
+except SystemExit:
+    pass
+import zeroconf.asyncio
+"""
+
 HELP = """
 import contextlib, io, sys
 from blackroad.cli.main import main
@@ -85,6 +104,15 @@ def test_what_a_start_loads(code: str, most: int, never: frozenset[str]) -> None
     assert new & never == set()
     assert len(new) <= most, sorted(new)
     assert "blackroad" in new
+
+
+@pytest.mark.parametrize(
+    ("code", "never"),
+    [(DAEMON, IDLE), (EARS, IDLE - {"asyncio", "concurrent.futures"})],
+    ids=["daemon", "ears"],
+)
+def test_what_an_idle_node_does_not_keep(code: str, never: frozenset[str]) -> None:
+    assert loaded(code) & never == set()
 
 
 class Watched:
