@@ -155,7 +155,9 @@ class EmbeddedWire:
             self.node.handle(Tick(), at_ms)
             at_ms = max(at_ms + 1, min(now_ms, self.node.next_deadline_ms()))
         log = _Log()
-        self._running = Running(self.node, self._pool, self._store, self._events.append, log)
+        self._running = Running(
+            self.node, self._pool, self._store, self._events.append, log, lookers=1
+        )
         around = cast(Any, _Around(self))
         self._answering = Answering(
             self.node, around, self._running, self._store, around, boot_ms, dict

@@ -41,7 +41,9 @@ class Running:
         store: ObjectStore,
         emit: Callable[[AnyEvent], None],
         log: Any,
+        lookers: int = 2,
     ) -> None:
+        """`lookers` wait for a single task already, awake: a program, and a daemon beside it."""
         self.found_environment: Mapping[str, str] = {}
         self._node = node
         self._pool = pool
@@ -54,12 +56,20 @@ class Running:
         self._code_paths: dict[bytes, str] = {}
         # With one processor, who looks is in the way of whom it waits for.
         self._processors = processors() if processors() > 1 else 0
+        self._lookers = lookers
+        pool.looks = self._looks
 
     @property
     def few(self) -> bool:
         """Is so little under way that a processor is free for looking?"""
-        busy = max(self._pool.busy, len(self._node.owner.attempts))
-        return busy < self._processors
+        return self._under_way() < self._processors
+
+    def _looks(self) -> bool:
+        """Is one free for the process of another task, too, whose time is its own?"""
+        return max(1, self._under_way()) + self._lookers <= self._processors
+
+    def _under_way(self) -> int:
+        return max(self._pool.busy, len(self._node.owner.attempts))
 
     # --- start and stop ---------------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ def packet_of(
     deadline_ms: int,
     *,
     ahead: bool = False,
+    look: bool = False,
 ) -> bytes:
     """What a task process is told to run: a `wire.Start`, without making one."""
     return wire.encode(
@@ -175,6 +176,7 @@ def packet_of(
             run.more,
             tray,
             ahead,
+            look,
         )
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -100,6 +100,8 @@ class Pool:
         self._incoming = self._objects_dir / "incoming"
         self._idle_ms = idle_ms
         self._keep = keep
+        # May a process that has ended its task look for the next one, and not sleep at once?
+        self.looks: Callable[[], bool] = lambda: False
         self._closed = False
         self._readers: dict[int, Reader] = {}
         self._processes: dict[int, Child] = {}
@@ -350,7 +352,9 @@ class Pool:
         process.serial += 1
         process.mailbox.begin(1 + len(run.more))
         deadline_ms = self._deadlines[process.slot] if again else run.deadline_ms
-        packet = packet_of(run, process.serial, process.tray, code, code_path, deadline_ms)
+        packet = packet_of(
+            run, process.serial, process.tray, code, code_path, deadline_ms, look=self.looks()
+        )
         # First the deadline, then the task: whatever stops this daemon in between, nothing runs
         # that the fork server does not watch.
         self._deadlines[process.slot] = deadline_ms

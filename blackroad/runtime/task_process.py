@@ -17,6 +17,7 @@ import mmap
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ from io import TextIOWrapper
 from typing import Any, Final, NamedTuple, NoReturn
 
 from blackroad.bus import parcels, payload
+from blackroad.bus.patience import Patience
 from blackroad.bus.work import (
     Command,
     Failure,
@@ -48,6 +50,7 @@ from blackroad.runtime import command, context, processes, wire
 from blackroad.runtime.objects import write_new
 from blackroad.runtime.tray import Tray
 
+LOOK_US: Final = 500  # for a next task, where the last ones came as soon as that
 LONG_TASK_US: Final = 20_000  # from here on memory is looked at, which costs microseconds
 RETIRE_ABOVE_BYTES: Final = 512 * 1024 * 1024  # resident memory kept after a task
 EXIT_BROKEN: Final = 70  # of a task process that failed outside of any task
@@ -155,6 +158,9 @@ class _TaskProcess:
         buffer = bytearray(wire.PACKET_BYTES_MAX)
         view = memoryview(buffer).toreadonly()
         receive, send = self._channel.recv_into, self._channel.send
+        poller = select.poll()
+        poller.register(self._channel, select.POLLIN)
+        patience = Patience(LOOK_US)
         clean = True
         while size := receive(buffer):
             start = wire.decode_start(view[:size])
@@ -168,6 +174,8 @@ class _TaskProcess:
                 done = self._run(start)
             clean = not done.flags & ~wire.ORDINARY
             send(wire.encode(done))
+            if start.look:
+                patience.wait(poller.poll, -1, look=True)
 
     def _run(self, start: wire.Start) -> wire.Done:
         """Run a task, or a bundle as far as its tasks end as they should."""

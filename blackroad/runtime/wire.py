@@ -122,6 +122,8 @@ class Start(Struct, frozen=True, array_like=True):
     more: list[tuple[bytes, memoryview]] = []
     tray: Annotated[int, Meta(ge=0, lt=TRAYS)] = 0
     ahead: bool = False
+    # When it has ended, look for the next one before sleeping: a processor is free for that.
+    look: bool = False
 
 
 DONE: Final[Literal["done"]] = "done"

@@ -22,7 +22,7 @@ from blackroad.bus import payload, work
 from blackroad.errors import LocalProtocolError
 from blackroad.ids import text32
 from blackroad.runtime import context, wire
-from blackroad.runtime.events import Crashed, Finished, Output, Run
+from blackroad.runtime.events import Crashed, Finished, Gone, Output, Run
 from blackroad.runtime.output import OutputStore
 from blackroad.runtime.pool import base_environment
 from tests.edge.pool_bench import (
@@ -542,3 +542,16 @@ def test_each_environment_has_its_own_processes(bench: Bench) -> None:
 def test_the_daemons_own_settings_stay_with_the_daemon() -> None:
     source = {"PATH": "/bin", "BLACKROAD_KEY": "secret", "NOTIFY_SOCKET": "/run/x", "HOME": "/"}
     assert base_environment(source) == {"PATH": "/bin", "HOME": "/"}
+
+
+def test_a_process_that_looks_for_the_next_task_finds_it(bench: Bench) -> None:
+    """It does so after each task here, and nothing else is different."""
+    bench.pool.looks = lambda: True
+    assert [bench.value(abs, -number) for number in range(200)] == list(range(200))
+    bench.launch("prints", call(print, "a line"))
+    assert bench.printed("prints") == b"a line\n"
+    bench.pool.launch("waits", call(select.select, [], [], []))
+    bench.pid("waits")
+    bench.pool.kill("waits", "stop")
+    assert isinstance(bench.end("waits"), Gone)
+    assert bench.value(abs, -7) == 7
