@@ -103,13 +103,25 @@ def private(path: str) -> bool:
     )
 
 
-class _Look(NamedTuple):
-    """What stood in a directory a moment ago."""
+def spare_name(size: int, serial: int) -> str:
+    """Return what a spare file of that size is called: whoever looks for one need not ask."""
+    return f"{SPARE}{size:x}.{serial:x}"
+
+
+class _Spares(NamedTuple):
+    """Which spare files stood in a directory a moment ago."""
 
     at_s: float
     entries: int
-    used_bytes: int
-    spares: list[tuple[int, str]]  # size and name
+    files: list[tuple[int, str]]  # size and name
+
+
+class _Used(NamedTuple):
+    """How full a directory was a moment ago."""
+
+    at_s: float
+    entries: int
+    bytes: int
 
 
 class Parcels:
@@ -120,7 +132,8 @@ class Parcels:
         self._tag = chance.token_bytes(_TAG_BYTES)
         self._serials = itertools.count(chance.randbits(32))
         self._owner_fds: dict[str, int] = {}
-        self._looks: dict[str, _Look] = {}
+        self._spares: dict[str, _Spares] = {}
+        self._used: dict[str, _Used] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -162,11 +175,11 @@ class Parcels:
 
     def _blank(self, root: Root, size: int) -> tuple[int, str] | None:
         self._sign(root)
-        look = self._look(root)
-        found = self._recycled(root, look, size)
+        spares = self._look(root)
+        found = self._recycled(root, spares, size)
         if found is not None:
             return found
-        if not self._has_room(root, look, size):
+        if not self._has_room(root, spares, size):
             return None
         path = os.path.join(root.path, self._temporary())
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
@@ -204,29 +217,28 @@ class Parcels:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._owner_fds[root.path] = fd
 
-    def _look(self, root: Root) -> _Look:
-        last = self._looks.get(root.path)
+    def _look(self, root: Root) -> list[tuple[int, str]]:
+        """Return size and name of each spare file, the one that became so last first."""
+        last = self._spares.get(root.path)
         now_s = time.monotonic()
         if last and last.entries > LOOK_ENTRIES_MAX and now_s - last.at_s < LOOK_S:
-            return last
-        used = count = 0
-        spares: list[tuple[int, str]] = []
-        with os.scandir(root.path) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    facts = entry.stat(follow_symlinks=False)
-                    count += 1
-                    used += 512 * facts.st_blocks
-                    if entry.name.startswith(SPARE):
-                        spares.append((facts.st_size, entry.name))
-        look = self._looks[root.path] = _Look(now_s, count, used, spares)
-        return look
+            return last.files
+        names = os.listdir(root.path)
+        files = []
+        for name in names:
+            if name.startswith(SPARE):
+                with suppress(ValueError):
+                    files.append((int(name[len(SPARE) :].partition(".")[0], 16), name))
+        self._spares[root.path] = _Spares(now_s, len(names), files)
+        return files
 
-    def _recycled(self, root: Root, look: _Look, size: int) -> tuple[int, str] | None:
+    def _recycled(
+        self, root: Root, spares: list[tuple[int, str]], size: int
+    ) -> tuple[int, str] | None:
         """Take a spare file of about that size, cut to it; None where there is none."""
-        fitting = [one for one in look.spares if size // 2 <= one[0] <= 2 * size]
+        fitting = [one for one in spares if size // 2 <= one[0] <= 2 * size]
         for found, name in sorted(fitting, key=lambda one: abs(one[0] - size)):
-            if found < size and not self._has_room(root, look, size - found):
+            if found < size and not self._has_room(root, spares, size - found):
                 continue
             fd = _taken(os.path.join(root.path, name))
             if fd < 0:
@@ -237,28 +249,43 @@ class Parcels:
             except OSError:
                 os.close(fd)
                 continue
-            look.spares.remove((found, name))
-            if found > size:
+            spares.remove((found, name))
+            if os.fstat(fd).st_size > size:
                 os.ftruncate(fd, size)
             return fd, path
         return None
 
-    def _has_room(self, root: Root, look: _Look, size: int) -> bool:
+    def _has_room(self, root: Root, spares: list[tuple[int, str]], size: int) -> bool:
         """Whether so much may be added, if need be instead of spare files."""
         told = os.statvfs(root.path)
         spare = 0 if root.memory else 2 * BALLAST_BYTES
         lacking = max(
-            look.used_bytes + size - root.limit_bytes,
+            self._used_bytes(root) + size - root.limit_bytes,
             size + spare - told.f_bavail * told.f_frsize,
         )
-        while lacking > 0 and look.spares:
-            found, name = look.spares.pop()
+        while lacking > 0 and spares:
+            found, name = spares.pop()
             fd = _taken(os.path.join(root.path, name))
             if fd >= 0:
                 _unlink(os.path.join(root.path, name))
                 os.close(fd)
                 lacking -= found
         return lacking <= 0
+
+    def _used_bytes(self, root: Root) -> int:
+        """Return how much room the files of a directory take."""
+        last = self._used.get(root.path)
+        now_s = time.monotonic()
+        if last and last.entries > LOOK_ENTRIES_MAX and now_s - last.at_s < LOOK_S:
+            return last.bytes
+        used = count = 0
+        with os.scandir(root.path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    used += 512 * entry.stat(follow_symlinks=False).st_blocks
+                    count += 1
+        self._used[root.path] = _Used(now_s, count, used)
+        return used
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -146,11 +146,11 @@ class Shed:
     def free(self, path: str) -> None:
         """Nobody needs this parcel any more: its memory may be written to again for a while."""
         root, name = os.path.split(path)
-        spare = f"{SPARE}{next(self._numbers):x}"
         if not name.startswith(KEPT):
             _unlink(path)
             return
         try:
+            spare = parcels.spare_name(os.lstat(path).st_size, next(self._numbers))
             os.rename(path, os.path.join(root, spare))
         except OSError:
             _unlink(path)

@@ -331,6 +331,18 @@ def test_a_file_that_is_still_mapped_is_not_written_to(root: Root, shed: Shed) -
     assert len(names(root, SPARE)) == 1
 
 
+def test_a_spare_file_is_what_it_is_and_not_what_its_name_says(root: Root, shed: Shed) -> None:
+    """A name that tells no size is passed over; one that tells a wrong one does no harm."""
+    odd = [SPARE, f"{SPARE}zz", parcels.spare_name(MIB, 1), parcels.spare_name(MIB, 2)]
+    for name, size in zip(odd, (5, 5, 3 * MIB, 10), strict=True):
+        (Path(root.path) / name).write_bytes(b"x" * size)
+    for letter in (b"a", b"b", b"c"):
+        path = shed.claim(given(root, letter * MIB), MIB)
+        assert path is not None
+        assert Path(path).read_bytes() == letter * MIB
+    assert sorted(names(root, SPARE)) == sorted(odd[:2])
+
+
 def test_a_small_value_does_not_cut_a_large_file(root: Root, shed: Shed) -> None:
     path = shed.claim(given(root, bytes(4 * MIB)), 4 * MIB)
     assert path is not None
