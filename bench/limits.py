@@ -15,15 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import proc
+from bench import jobs, proc
 from bench.runner import Row
 from bench.targets import HERE
+from bench.works import SCALE_TASKS
 
 MIB = 1 << 20
 SMALL_BYTES = 100
 SAMPLE_S = 0.2
 STARTS = 9
 PINGS = 5_000
+HALVES = 3
 
 Figure = tuple[str, float, str]
 
@@ -177,6 +179,40 @@ def simulated() -> Iterator[Figure]:
     yield "memory", cost.memory_kib / 1024, "MiB"
 
 
+def halves() -> Iterator[Figure]:
+    """The work of `scale` in two plain processes, each with its half from the start.
+
+    No task system can be better: what is missing is what the two take from each other, in caches,
+    memory and turns of the scheduler.
+    """
+    spawned = multiprocessing.get_context("fork")
+    jobs.pi(0)
+    efficiencies = []
+    for _ in range(HALVES):
+        before_s = _seconds(0, SCALE_TASKS)
+        middle = SCALE_TASKS // 2
+        began = time.perf_counter()
+        parts = [
+            spawned.Process(target=_seconds, args=part)
+            for part in ((0, middle), (middle, SCALE_TASKS))
+        ]
+        for part in parts:
+            part.start()
+        for part in parts:
+            part.join()
+        took_s = time.perf_counter() - began
+        loop_s = (before_s + _seconds(0, SCALE_TASKS)) / 2
+        efficiencies.append(100 * loop_s / took_s / 2)
+    yield "two plain processes, Monte Carlo", statistics.median(efficiencies), "%"
+
+
+def _seconds(first: int, last: int) -> float:
+    began = time.perf_counter()
+    for seed in range(first, last):
+        jobs.pi(seed)
+    return time.perf_counter() - began
+
+
 PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "memory": copies,
     "pipe": pipes,
@@ -185,6 +221,7 @@ PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "zmq": chain,
     "import": starts,
     "simulated": simulated,
+    "scale": halves,
 }
 
 

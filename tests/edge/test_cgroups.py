@@ -107,7 +107,7 @@ def test_a_group_cannot_be_left_by_daemons_of_daemons(group: Path, tmp_path: Pat
 
 def test_what_an_earlier_generation_left_in_its_group_is_swept(group: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "objects", preload=(), cgroup=group)
-    name = bench.pool._name
+    name = bench.pool._serving._name
     bench.pool.close()
     left = group / f"blackroad-{name}-cafe" / "1"
     left.mkdir(parents=True)

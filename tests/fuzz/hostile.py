@@ -16,8 +16,9 @@ from blackroad import capabilities
 from blackroad.bus import codec
 from blackroad.bus import messages as m
 from blackroad.errors import RemoteProtocolError
+from blackroad.happenings import Event
 from blackroad.ids import Epoch, Token, incarnation
-from blackroad.node import Event, Finished, Flushed, FromClient, FromPeer, Heard, Node, Tick
+from blackroad.node import Finished, Flushed, FromClient, FromPeer, Heard, Node, Tick
 from blackroad.requirements import Needs
 from blackroad.router.effects import Kill, Persist, Send, Start, Tell
 from tests.unit.builders import CLIENT, INC, SESSION, beat, caps, digest, grant, spec, task_id
