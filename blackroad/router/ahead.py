@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from blackroad.bus.messages import GrantFlag
 from blackroad.limits import AHEAD_LATE_MS, AHEAD_RUN_US_MAX
 from blackroad.router.effects import HandAhead, Start, TakeBack
+from blackroad.router.works import State
 
 _DURABLE = int(GrantFlag.DURABLE)
 
@@ -82,11 +83,17 @@ def ask_back(work: Work, out: Outbox) -> None:
         out.add(TakeBack(work.key))
 
 
-def parted(work: Work) -> Work | None:
-    """It follows nobody any more; return whom it did."""
-    leader = work.after
-    work.after = None
+def parted(work: Work) -> None:
+    """It follows nobody any more."""
+    leader, work.after = work.after, None
     work.asked_back = False
     if leader is not None:
         leader.follower = None
-    return leader
+
+
+def returned(work: Work) -> None:
+    """It has not begun, so another one may be handed to the process where it lay."""
+    leader = work.after
+    parted(work)
+    if leader is not None and leader.state is State.RUNNING:
+        opened(leader)

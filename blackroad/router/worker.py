@@ -334,9 +334,7 @@ class Worker:
         work = self.handed.pop(key, None)
         if work is None:
             return
-        leader = ahead.parted(work)
-        if leader is not None and leader.state is State.RUNNING:
-            ahead.opened(leader)
+        ahead.returned(work)
         self.waiting[key] = work
         self.waiting.move_to_end(key, last=False)
         if work.reason is not None:
@@ -354,9 +352,10 @@ class Worker:
         work.crowd.running += 1
         self._check_ms = min(self._check_ms, work.deadline_ms)
         self._begun(work, now_ms)
+        reason, work.reason = work.reason, None
         if work.stop:
             self._kill(work, work.stop, now_ms)
-        elif work.reason is Reason.RECALLED and work.grant.more:
+        elif reason is Reason.RECALLED and work.grant.more:
             self._out.add(Divide(work.key))
 
     # --- ends -------------------------------------------------------------------------------------

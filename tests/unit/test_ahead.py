@@ -235,6 +235,20 @@ def test_leaving_ends_what_began_by_itself() -> None:
     assert ends == [started(grant(token=T[3])), Kill((PEER, T[3]), "leave")]
 
 
+def test_what_has_begun_in_spite_of_a_recall_has_its_deadline() -> None:
+    """R-lease-11: it runs like any other from then on."""
+    bench = busy()
+    bench[0].drain(True, 1020)
+    done(bench)
+    bench[0].on_finished((PEER, T[2]), m.Status.DONE, b"", QUICK, 1030)
+    done(bench)
+    until_ms = bench[0].works[PEER, T[3]].deadline_ms
+    assert bench[0].next_deadline_ms() <= until_ms
+    for now_ms in (until_ms - 1, until_ms):
+        effects = tick(bench, now_ms)
+    assert Kill((PEER, T[3]), "lapsed") in effects
+
+
 def test_a_deadline_that_passes_is_asked_for_first() -> None:
     """R-lease-11: Refused *lapsed* says that it never started."""
     bench = busy()
