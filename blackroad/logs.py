@@ -63,7 +63,7 @@ class _Later(ModuleType):
 
 
 def _structlog() -> Any:
-    """Import it alone: what it takes along is 10 MiB that no daemon looks at."""
+    """Import it alone: what it takes along is 8 MiB that no daemon looks at."""
     modules: dict[str, Any] = sys.modules
     # Without rich it makes tracebacks by itself; asyncio it needs for loggers that are awaited.
     stand_ins = {"rich": None, "asyncio": _Later("asyncio")}

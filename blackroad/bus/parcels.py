@@ -124,6 +124,11 @@ class _Used(NamedTuple):
     bytes: int
 
 
+def _will_do(last: _Spares | _Used, now_s: float) -> bool:
+    """Was a look at a full directory recent enough to stand for another one?"""
+    return last.entries > LOOK_ENTRIES_MAX and now_s - last.at_s < LOOK_S
+
+
 class Parcels:
     """One process's way of writing and opening parcels."""
 
@@ -218,10 +223,10 @@ class Parcels:
         self._owner_fds[root.path] = fd
 
     def _look(self, root: Root) -> list[tuple[int, str]]:
-        """Return size and name of each spare file, the one that became so last first."""
+        """Return size and name of each spare file."""
         last = self._spares.get(root.path)
         now_s = time.monotonic()
-        if last and last.entries > LOOK_ENTRIES_MAX and now_s - last.at_s < LOOK_S:
+        if last and _will_do(last, now_s):
             return last.files
         names = os.listdir(root.path)
         files = []
@@ -276,7 +281,7 @@ class Parcels:
         """Return how much room the files of a directory take."""
         last = self._used.get(root.path)
         now_s = time.monotonic()
-        if last and last.entries > LOOK_ENTRIES_MAX and now_s - last.at_s < LOOK_S:
+        if last and _will_do(last, now_s):
             return last.bytes
         used = count = 0
         with os.scandir(root.path) as entries:
