@@ -198,8 +198,8 @@ def ending(process: Child, ended: wire.Ended, deadline_ms: int) -> PoolEvent:
     if ended.deadline_ms:
         if ended.deadline_ms == deadline_ms:
             return Gone(key, "deadline", before)
-        # The deadline was that of the task before, which ended in the same moment.
-        text = "killed by mistake"
+        # Whatever of the two was read first here: it has outlived nothing itself.
+        text = "killed at the deadline of the task before it in its process"
         return Crashed(key, signal.SIGKILL, None, text, lost=True, before=before)
     if ended.status < 0:
         started = ended.status != wire.NOT_FORKED

@@ -535,6 +535,7 @@ class Pool:
                 break
             # It had gone on by itself with what it was handed ahead.
             self._advance(process, process.ahead)
+            deadline_ms = self._deadlines[process.slot]
         self._close_process(process)
         self._slots.append(process.slot)
         return events

@@ -252,18 +252,37 @@ def test_nothing_lies_behind_what_may_run_longer(bench: Bench, log: Path) -> Non
     pair.end_of_b()
 
 
-def test_a_deadline_that_passes_ends_the_second_one_too(bench: Bench, log: Path) -> None:
-    """As long as nothing is heard of it here, the first one's deadline is watched."""
+@pytest.mark.parametrize("first", ["channel", "server"])
+def test_a_deadline_that_passes_ends_the_second_one_too(
+    bench: Bench, log: Path, first: str
+) -> None:
+    """As long as nothing is heard of it here, the first one's deadline is watched.
+
+    Which of the two is read first, the word of the process or that of the fork server, must not
+    make a difference: the second one is lost, and it was not its own deadline that passed.
+    """
     pair = Pair(bench, log, second="waits")
-    pid = bench.pid("a")
+    pool, pid = bench.pool, bench.pid("a")
+    process = pool._running["a"]
+    link = pool._serving._server
+    assert link is not None
+    channel, server = process.socket.fileno(), link.control_fd
     pair.begins_unread()
-    bench.pool._deadlines[bench.pool._running["a"].slot] = processes.boot_ms()
+    pool._deadlines[process.slot] = processes.boot_ms()
     assert wait_gone([pid]) == []
+    select.select([server], [], [])
+    if first == "channel":
+        bench.events += pool.read(channel)
+        assert isinstance(bench.end("a"), Finished)
+    while not bench.ended("a") or not pool._untold.get("b"):
+        select.select([server], [], [])
+        bench.events += pool.read(server)
     assert isinstance(bench.end("a"), Finished)
-    bench.until(lambda: bench.pool._untold.get("b"))
     end = pair.end_of_b()
-    assert isinstance(end, Gone)
-    assert end.why == "deadline"
+    assert isinstance(end, Crashed)
+    assert end.lost
+    assert end.started
+    assert "deadline of the task before" in end.text
 
 
 @pytest.mark.parametrize("whom", ["server", "process"])
