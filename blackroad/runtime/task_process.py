@@ -152,7 +152,7 @@ class _TaskProcess:
         self._setup = setup
         self._functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self._surroundings = _Surroundings()
-        self._parcels = parcels.Parcels(parcels.read_guide(os.path.dirname(setup.incoming)))
+        self._parcels = parcels.Parcels(())
 
     def serve(self) -> None:
         buffer = bytearray(wire.PACKET_BYTES_MAX)
@@ -235,6 +235,10 @@ class _TaskProcess:
         if size <= (self._tray.room if before else wire.RESULT_INLINE_MAX):
             whole = payload.join(segments)
             return wire.Done(serial, status, flags, whole, b"", size, facts, before)
+        if not self._parcels:
+            # Not before: this process may be older than what its daemon has written there.
+            guide = parcels.read_guide(os.path.dirname(self._setup.incoming))
+            self._parcels = parcels.Parcels(guide)
         parcel = self._parcels.new_name()
         if self._parcels.write(parcel, segments):
             flags |= wire.IN_FILE

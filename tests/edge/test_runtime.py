@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 
 from blackroad.bus import payload, work
+from blackroad.bus.parcels import is_name
 from blackroad.errors import LocalProtocolError
 from blackroad.ids import text32
 from blackroad.runtime import context, wire
 from blackroad.runtime.events import Crashed, Finished, Gone, Output, Run
 from blackroad.runtime.output import OutputStore
 from blackroad.runtime.pool import base_environment
+from blackroad.runtime.shed import Shed
 from tests.edge.pool_bench import (
     Bench,
     alive,
@@ -297,6 +299,19 @@ def test_a_large_result_never_enters_the_daemon(bench: Bench) -> None:
     assert payload.digest_of(memoryview(mapping)) == end.digest
     assert payload.decode(mapping)[-1] == 12_499_999
     assert end.facts["peak_bytes"] > 100_000_000
+
+
+def test_a_process_finds_the_parcels_that_its_daemon_made_after_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Processes are forked while the daemon still reads its journal and its keys."""
+    bench.value(abs, 1)
+    shed = Shed.made(tmp_path / "objects", tmp_path, 64 * 1024 * 1024)
+    end = bench.launch("big", call(bytes, 1024 * 1024))
+    assert len(bench.pool.pids) == 1
+    assert is_name(end.digest)
+    assert shed.claim(end.digest, end.size)
+    shed.close()
 
 
 def resident_bytes() -> int:
