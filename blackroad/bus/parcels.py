@@ -214,10 +214,15 @@ class Parcels:
         return f"{WRITING}{self._tag.hex()}{next(self._serials):x}"
 
     def _sign(self, root: Root) -> None:
-        """Be seen to live by whoever tidies up."""
-        if root.path in self._owner_fds:
-            return
+        """Be seen to live by whoever tidies up, also by a daemon that was started anew."""
         path = os.path.join(root.path, OWNER + self._tag.hex())
+        last = self._owner_fds.get(root.path, -1)
+        if last >= 0:
+            with suppress(FileNotFoundError):
+                if os.stat(path, follow_symlinks=False).st_ino == os.fstat(last).st_ino:
+                    return
+            del self._owner_fds[root.path]
+            os.close(last)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._owner_fds[root.path] = fd

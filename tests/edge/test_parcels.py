@@ -396,6 +396,25 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_a_program_that_outlives_its_daemon_is_seen_by_the_next_one(
+    root: Root, shed: Shed, how: str
+) -> None:
+    writer = Parcels((root,))
+    assert writer.write(writer.new_name(), [bytes(1000)])
+    if how == "ended":
+        shed.close()
+        os.mkdir(root.path, 0o700)
+    next_one = Shed((root,))
+    assert names(root) == []
+    name = writer.new_name()
+    assert writer.write(name, [bytes(1000)])
+    for now_ms in range(1, 3 * ORPHAN_MS, ORPHAN_MS // 4):
+        next_one.tidy(now_ms)
+    assert next_one.claim(name, 1000), "it lives"
+    writer.close()
+
+
 def test_what_a_killed_program_left_is_removed_and_not_before(root: Root, shed: Shed) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", _HALF_WAY, root.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
