@@ -15,6 +15,7 @@ from blackroad.limits import (
     ALLOCATION_GAP_MS,
     ALLOCATION_RESTATE_BEATS,
     ALLOCATION_ROWS_MAX,
+    EARLY_GAP_MS,
     FOREVER_MS,
     LISTEN_BEATS,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from blackroad.ids import Epoch
     from blackroad.router.effects import Outbox
 
-EARLY_GAP_MS = 10
+EARLY_PAIRS_PER_MS = 100  # of a node and a class: a table of so many adds one ms to the gap
 
 
 class _OwnerDemand:
@@ -112,7 +113,7 @@ class Coordinator:
             want = _want(owner, one, avoid)
             if want is not None:
                 wants.append(want)
-        before = {want.cls for want in known.wants} if known is not None else set()
+        before = {want.cls for want in known.wants if want.queued} if known is not None else set()
         fresh = _OwnerDemand(demand, wants)
         if known is not None:
             fresh.told_ms = known.told_ms
@@ -189,10 +190,9 @@ class Coordinator:
             if self._no_demand or self._no_supply:
                 return
             self._matching_ms = now_ms
-        if self._changed or self._turn_ms() <= now_ms:
-            gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
-            if now_ms - self._table_ms >= gap_ms:
-                self._compute(now_ms)
+        due = self._changed or self._turn_ms() <= now_ms
+        if due and now_ms - self._table_ms >= self._gap_ms():
+            self._compute(now_ms)
         self._restate(now_ms)
 
     def next_deadline_ms(self) -> int:
@@ -201,11 +201,18 @@ class Coordinator:
             return FOREVER_MS
         due = self._matching_ms
         if self._changed:
-            gap_ms = EARLY_GAP_MS if self._urgent else ALLOCATION_GAP_MS
-            return max(due, self._table_ms + gap_ms)
+            return max(due, self._table_ms + self._gap_ms())
         restate_ms = self._told_ms + ALLOCATION_RESTATE_BEATS * self.interval_ms
         turn_ms = max(self._turn_ms(), self._table_ms + ALLOCATION_GAP_MS)
         return max(due, min(restate_ms, turn_ms))
+
+    def _gap_ms(self) -> int:
+        """How soon after a table the next one may be made: the larger it is, the later."""
+        if not self._urgent:
+            return ALLOCATION_GAP_MS
+        wants = sum([len(owner.wants) for owner in self.owners.values()])
+        cost_ms = len(self.nodes) * wants // EARLY_PAIRS_PER_MS
+        return min(ALLOCATION_GAP_MS, EARLY_GAP_MS + cost_ms)
 
     def _turn_ms(self) -> int:
         """When time alone changes the table."""

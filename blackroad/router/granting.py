@@ -90,6 +90,8 @@ class Granting:
         self._urgent = False
         self._sent_ms = -FOREVER_MS
         self._signature: object = None
+        # Classes that had something left to ask for when the Demand was last stated.
+        self._wanting: set[int] = set()
         self._review_ms = 0
         # Something waits for what time alone brings: a back-off, somebody's surplus.
         self._later = False
@@ -179,6 +181,9 @@ class Granting:
             for cls in dirty:
                 if cls.queued:
                     self._grant_class(cls, now_ms)
+                    # More than was asked for: the table was made for less.
+                    if cls.queued and cls.id not in self._wanting:
+                        self._changed = self._urgent = True
         if self._changed and self.coordinator and now_ms >= self._next_demand_ms():
             self._state_demand(now_ms, classes, by_id)
 
@@ -395,6 +400,7 @@ class Granting:
                 del classes[cls.spec], by_id[cls.id]
                 self._first_seq.pop(cls.id, None)
                 self._asked_ms.pop(cls.id, None)
+        self._wanting = {cls.id for cls in stated if _asks(cls)}
         demands = self._bounded([self._class_demand(cls, now_ms) for cls in stated])
         signature = [(one.cls, one.queued, one.in_use) for one in demands]
         self._changed = self._urgent = False
@@ -413,8 +419,7 @@ class Granting:
         head = cls.oldest()
         in_use = [InUse(use.node, use.in_use()) for use in cls.uses.values() if use.in_use() > 0]
         spec = cls.spec
-        # What waits in a worker wants a slot as well: a free one elsewhere, or beside it.
-        queued = cls.queued + sum([use.ahead for use in cls.uses.values()])
+        queued = _asks(cls)
         if spec.isolated:
             # What took nodes down asks for one at a time, or it could take all of them.
             queued = 0 if in_use else min(queued, 1)
@@ -457,6 +462,11 @@ class Granting:
                 break
             kept.append(one)
         return kept
+
+
+def _asks(cls: ClassState) -> int:
+    """How many tasks want a slot; those that wait in a worker do: a free one beside it."""
+    return cls.queued + sum([use.ahead for use in cls.uses.values()])
 
 
 def _by_priority(cls: ClassState) -> tuple[int, int]:

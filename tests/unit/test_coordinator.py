@@ -138,6 +138,30 @@ def test_a_new_class_is_answered_early() -> None:
     assert [(to, got.seq, got.demand_seq) for to, got in told] == [(ME, 2, 2)]
 
 
+def test_a_class_that_begins_to_want_is_answered_early() -> None:
+    """R-alloc-6: what wants nothing and then something was not waited for before."""
+    bench = Bench()
+    assert bench.demand(510, one(queued=0)) != []
+    assert bench.demand(515, one(queued=1), seq=2) == []
+    assert bench.it.next_deadline_ms() == 520
+    assert [got.demand_seq for _, got in bench.settle(520)] == [2]
+    assert bench.demand(525, one(queued=9), seq=3) == []
+    assert bench.it.next_deadline_ms() == 620
+
+
+def test_early_tables_of_a_large_mesh_are_further_apart() -> None:
+    """R-alloc-6: a table costs by nodes and classes, and shall not take all of a processor."""
+    bench = Bench(*[bytes([number]) * 16 for number in range(1, 101)])
+    classes = [one(number) for number in range(1, 41)]
+    # The last table was of 500 ms.
+    assert bench.demand(510, *classes) == []
+    assert bench.it.next_deadline_ms() == 500 + 10 + 40
+    assert bench.settle(550) != []
+    more = [one(number) for number in range(1, 200)]
+    assert bench.demand(551, *more, seq=2) == []
+    assert bench.it.next_deadline_ms() == 550 + 100
+
+
 def test_tables_leave_100_ms_apart() -> None:
     """R-alloc-6: what is not new waits."""
     bench = Bench()

@@ -11,6 +11,7 @@ from blackroad.ids import Epoch
 from blackroad.requirements import Needs
 from blackroad.router.effects import Effect
 from tests.unit.builders import (
+    CLIENT,
     FOURTH,
     INC,
     ME,
@@ -22,6 +23,7 @@ from tests.unit.builders import (
     outcome,
     renew,
     spec,
+    submit,
     task_id,
 )
 
@@ -427,6 +429,43 @@ def test_isolated_classes_count_as_exclusive() -> None:
     bench = asking(1, spec=spec(isolated=True))
     [told] = demands(bench, 2000)[-1:]
     assert told.classes[0].exclusive is True
+
+
+def asked_at(bench: OwnerBench, *times_ms: int) -> list[tuple[int, int]]:
+    """When a Demand left, and how much of the first class it asks for."""
+    told = [(at, one) for at in times_ms for one in demands(bench, at)]
+    return [(at, one.classes[0].queued) for at, one in told]
+
+
+def test_a_class_that_begins_to_want_asks_after_10_ms() -> None:
+    """R-demand-7: the table was made for one, and more came before the next Demand is due."""
+    bench = asking(1)
+    table(bench, (1, PEER, 1), demand=9)
+    # All of it is granted, so nothing is left to ask for.
+    assert asked_at(bench, 1000, 1100) == [(1000, 0)]
+    bench.owner.on_submit(CLIENT, submit(2), 1105)
+    assert asked_at(bench, *range(1105, 1300)) == [(1105, 1)]
+    # From now on it is known to want; more of the same waits.
+    bench.owner.on_submit(CLIENT, submit(3), 1110)
+    assert asked_at(bench, *range(1110, 1300)) == [(1205, 2)]
+
+
+def test_beginning_to_want_waits_for_the_10_ms_too() -> None:
+    """R-demand-7."""
+    bench = asking(1)
+    table(bench, (1, PEER, 1), demand=9)
+    assert asked_at(bench, 1000) == [(1000, 0)]
+    bench.owner.on_submit(CLIENT, submit(2), 1001)
+    assert asked_at(bench, *range(1001, 1100)) == [(1010, 1)]
+
+
+def test_what_is_granted_at_once_asks_for_nothing_early() -> None:
+    """R-demand-7: a task that found a place is no reason to hurry."""
+    bench = asking(1)
+    table(bench, (1, PEER, 3), demand=9)
+    assert asked_at(bench, 1000) == [(1000, 0)]
+    bench.owner.on_submit(CLIENT, submit(2), 1001)
+    assert asked_at(bench, *range(1001, 1200)) == [(1100, 0)]
 
 
 def test_an_unanswered_demand_is_restated_sooner() -> None:
