@@ -297,7 +297,6 @@ class Lab:
 
     def start(self) -> None:
         """Plug the machines in, switch them on, wait until they are one mesh."""
-        names = [one.name for one in self.machines]
         devices = [f"tap{one.number}" for one in self.machines]
         self.wires = Wires(devices, self.seed)
         lines = []
@@ -311,10 +310,12 @@ class Lab:
                 "link set dev lo up",
             ]
             _ip("-n", one.name, "-batch", "-", given="\n".join(lines))
-        for one in self.machines:
+        # Who claims stays coordinator, however good a candidate comes later; a hub is added first.
+        self.machines[0].start()
+        until(self.machines[0].serves, "first machine")
+        for one in self.machines[1:]:
             one.start()
         self.settled()
-        del names
 
     def client(self, machine: Machine, user: str = "chaos", submit_timeout: float = 60.0) -> Client:
         """A client that is closed when the lab ends."""
