@@ -137,6 +137,7 @@ def test_a_clock_that_is_off_by_a_minute_is_named(room: Lab) -> None:
     boxes = room.add(3)
     shim = Shim(room, boxes[1])
     join_all(boxes)
+    settled(boxes)
     shim.set(real_ns=-MINUTE_NS)
     for box in boxes:
         code, told = ways.doctor(box)
