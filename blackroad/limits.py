@@ -109,6 +109,7 @@ SPOOL_MS_MAX = 7 * 24 * 3_600_000  # and how long they are kept
 
 DEMAND_GAP_MS = 100  # least time between two Demands
 EARLY_GAP_MS = 10  # the same for a Demand or table about a class that begins to want
+EARLY_PAIRS_PER_MS = 100  # so many pairs of a node and a class put such a table off by one ms
 OWN_WORKER_MS = 500  # a class that no table answers for so long uses the owner's own worker
 UNDECIDED_MS = 2_000  # a young owner waits so long for other nodes before it says unplaceable
 SURPLUS_MS = 50  # attempts that wait at most so long behind others are not worth a Recall

@@ -219,7 +219,7 @@ class Parcels:
         last = self._owner_fds.get(root.path, -1)
         if last >= 0:
             with suppress(FileNotFoundError):
-                if os.stat(path, follow_symlinks=False).st_ino == os.fstat(last).st_ino:
+                if _called(path, os.fstat(last)):
                     return
             del self._owner_fds[root.path]
             os.close(last)
@@ -369,12 +369,17 @@ def _shared(path: str) -> tuple[int, int]:
             raise PermissionError(f"{path} is no plain file of this user")
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         # It may have become another parcel between the two calls.
-        if os.stat(path, follow_symlinks=False).st_ino != facts.st_ino:
+        if not _called(path, facts):
             raise FileNotFoundError(path)
     except BaseException:
         os.close(fd)
         raise
     return fd, facts.st_size
+
+
+def _called(path: str | os.PathLike[str], facts: os.stat_result) -> bool:
+    """Whether an open file is still what its path names; Raises  OSError where nothing is."""
+    return os.stat(path, follow_symlinks=False).st_ino == facts.st_ino
 
 
 def _read(fd: int, size: int) -> bytearray:
@@ -401,7 +406,7 @@ def locked(path: str | os.PathLike[str], flags: int) -> int:
         return -1
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.stat(path, follow_symlinks=False).st_ino == os.fstat(fd).st_ino:
+        if _called(path, os.fstat(fd)):
             return fd
     except OSError:
         pass

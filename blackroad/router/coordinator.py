@@ -16,6 +16,7 @@ from blackroad.limits import (
     ALLOCATION_RESTATE_BEATS,
     ALLOCATION_ROWS_MAX,
     EARLY_GAP_MS,
+    EARLY_PAIRS_PER_MS,
     FOREVER_MS,
     LISTEN_BEATS,
 )
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from blackroad.capabilities import Capabilities
     from blackroad.ids import Epoch
     from blackroad.router.effects import Outbox
-
-EARLY_PAIRS_PER_MS = 100  # of a node and a class: a table of so many adds one ms to the gap
 
 
 class _OwnerDemand:

@@ -183,7 +183,7 @@ class Granting:
                     self._grant_class(cls, now_ms)
                     # More than was asked for: the table was made for less.
                     if cls.queued and cls.id not in self._wanting:
-                        self._changed = self._urgent = True
+                        self.demand_changed(urgent=True)
         if self._changed and self.coordinator and now_ms >= self._next_demand_ms():
             self._state_demand(now_ms, classes, by_id)
 

@@ -517,7 +517,6 @@ class Pool:
         if stack is not None and process in stack:
             stack.remove(process)
         events: list[PoolEvent] = []
-        deadline_ms = self._deadlines[process.slot]
         if process.key in self._untold and process.draw_back():
             # It was about to begin, and will elsewhere.
             del self._untold[process.key], self._running[process.key]
@@ -527,7 +526,7 @@ class Pool:
                 self._read_channel(process)
             if self._take_back(process):
                 events += self._drain(process)
-            events.append(ending(process, ended, deadline_ms))
+            events.append(ending(process, ended, self._deadlines[process.slot]))
             del self._running[process.key]
             if not (isinstance(events[-1], Finished) and events[-1].path):
                 self._remove_incoming(process)
@@ -535,7 +534,6 @@ class Pool:
                 break
             # It had gone on by itself with what it was handed ahead.
             self._advance(process, process.ahead)
-            deadline_ms = self._deadlines[process.slot]
         self._close_process(process)
         self._slots.append(process.slot)
         return events

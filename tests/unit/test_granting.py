@@ -450,22 +450,16 @@ def test_a_class_that_begins_to_want_asks_after_10_ms() -> None:
     assert asked_at(bench, *range(1110, 1300)) == [(1205, 2)]
 
 
-def test_beginning_to_want_waits_for_the_10_ms_too() -> None:
-    """R-demand-7."""
+@pytest.mark.parametrize(("slots", "asked"), [(1, (1010, 1)), (3, (1100, 0))])
+def test_only_who_begins_to_want_asks_early_and_not_at_once(
+    slots: int, asked: tuple[int, int]
+) -> None:
+    """R-demand-7: 10 ms, and a task that found a place is no reason to hurry."""
     bench = asking(1)
-    table(bench, (1, PEER, 1), demand=9)
+    table(bench, (1, PEER, slots), demand=9)
     assert asked_at(bench, 1000) == [(1000, 0)]
     bench.owner.on_submit(CLIENT, submit(2), 1001)
-    assert asked_at(bench, *range(1001, 1100)) == [(1010, 1)]
-
-
-def test_what_is_granted_at_once_asks_for_nothing_early() -> None:
-    """R-demand-7: a task that found a place is no reason to hurry."""
-    bench = asking(1)
-    table(bench, (1, PEER, 3), demand=9)
-    assert asked_at(bench, 1000) == [(1000, 0)]
-    bench.owner.on_submit(CLIENT, submit(2), 1001)
-    assert asked_at(bench, *range(1001, 1200)) == [(1100, 0)]
+    assert asked_at(bench, *range(1001, 1200)) == [asked]
 
 
 def test_an_unanswered_demand_is_restated_sooner() -> None:
